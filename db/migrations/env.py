@@ -1,0 +1,9 @@
+"""Alembic's entry: migrates the connection that labstack.store.database.migrate hands over."""
+
+from alembic import context
+
+from labstack.store import audit, datasets  # noqa: F401  # the tables that the migrations are compared with
+from labstack.store.database import Table
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=Table.metadata)
+context.run_migrations()

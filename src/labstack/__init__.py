@@ -1,0 +1,1 @@
+"""Labstack: a machine-learning lab in three containers."""

@@ -1,0 +1,74 @@
+"""gunicorn's configuration: `gunicorn -c python:labstack.api.gunicorn_conf labstack.api.wsgi:app`."""
+
+import gc
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import glogging
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
+from gunicorn.workers.base import Worker
+
+from labstack import logs, settings
+
+if TYPE_CHECKING:
+    from labstack.api.service import Service
+
+_settings = settings.load()
+for _library in ("OMP", "OPENBLAS", "MKL"):  # one thread computes each prediction; said before numpy is imported
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+
+class Logger(glogging.Logger):  # type: ignore[misc]
+    """gunicorn's own records in the form of all others."""
+
+    def setup(self, cfg: Config) -> None:
+        """Called at the start and at each reload of the configuration."""
+        logs.configure(_settings.log_level)
+        self.error_log.propagate = True
+
+
+bind = f"{_settings.api_bind}:{_settings.api_port}"
+workers = _settings.api_workers
+worker_class = "gthread"
+threads = _settings.api_threads
+keepalive = 5
+# The arbiter imports everything once and workers share its memory; models, threads and connections come after the fork.
+preload_app = True
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # heartbeats must not wait for a disk
+control_socket_disable = True
+logger_class = Logger
+
+
+def when_ready(_server: Arbiter) -> None:
+    """In the arbiter, before the first fork: collections must not touch, and so copy, the memory that workers share."""
+    gc.collect()
+    gc.freeze()
+
+
+def post_worker_init(worker: Worker) -> None:
+    """Start the worker's service before it takes requests."""
+    _service(worker.wsgi).start()
+
+
+def worker_exit(_server: Arbiter, worker: Worker) -> None:
+    """Let the recorder finish."""
+    if hasattr(worker, "wsgi"):
+        _service(worker.wsgi).stop()
+
+
+def child_exit(server: Arbiter, worker: Worker) -> None:
+    """In the arbiter, however the worker ended: no reload waits for it any more."""
+    _service(server.app.wsgi()).control.forget(worker.pid)
+
+
+def on_exit(server: Arbiter) -> None:
+    """In the arbiter, last: take the control folder away."""
+    shutil.rmtree(_service(server.app.wsgi()).control.folder, ignore_errors=True)
+
+
+def _service(app: Any) -> "Service":
+    found: Service = app.extensions["labstack"]
+    return found

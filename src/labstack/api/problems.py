@@ -1,0 +1,74 @@
+"""Errors for people: one shape, RFC 9457 `application/problem+json`, for every answer that is not a success."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import orjson
+import structlog
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from labstack.contract import ContractError
+
+log = structlog.get_logger(__name__)
+
+
+class Problem(Exception):  # noqa: N818  # the word of RFC 9457
+    """An answer that is an error: `detail` says what is wrong and what to do."""
+
+    def __init__(self, status: int, kind: str, detail: str, errors: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+        self.errors = errors
+
+
+def register(app: Flask) -> None:
+    """Give every error of the application the one shape."""
+    app.register_error_handler(Problem, _answer)
+    app.register_error_handler(ContractError, _from_contract)
+    app.register_error_handler(HTTPException, _from_http)
+    app.register_error_handler(Exception, _from_fault)
+
+
+def _answer(problem: Problem) -> Response:
+    body: dict[str, object] = {
+        "type": f"urn:labstack:problem:{problem.kind}",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "request_id": g.get("request_id"),
+    }
+    if problem.errors:
+        body["errors"] = [{"field": field, "message": message} for field, message in problem.errors]
+    level = log.error if problem.status >= 500 else log.warning
+    level(
+        "request failed",
+        endpoint=request.path,
+        status=problem.status,
+        problem=problem.kind,
+        request_id=g.get("request_id"),
+    )
+    return Response(orjson.dumps(body), problem.status, content_type="application/problem+json")
+
+
+def _from_contract(error: ContractError) -> Response:
+    shown = "" if len(error.errors) == error.count else f"; the first {len(error.errors)} are named"
+    return _answer(Problem(422, "contract", f"{error}{shown}.", error.errors))
+
+
+def _from_http(error: HTTPException) -> Response:
+    if isinstance(error, RequestEntityTooLarge):
+        limit = f"{request.max_content_length:,}" if request.max_content_length else "the limit of"
+        return _answer(Problem(413, "too-large", f"The body holds more than {limit} bytes (MAX_REQUEST_BYTES)."))
+    response = _answer(Problem(error.code or 500, "http", error.description or ""))
+    for name, value in error.get_headers():
+        if name.lower() == "allow":
+            response.headers[name] = value
+    return response
+
+
+def _from_fault(error: Exception) -> Response:
+    log.error("unexpected error", exc_info=error, request_id=g.get("request_id"))
+    return _answer(Problem(500, "internal", "The API failed to answer; its log says why, under this request id."))

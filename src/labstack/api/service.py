@@ -1,0 +1,64 @@
+"""What the routes of one worker work with: its settings, its lineups, its recorder."""
+
+from dataclasses import dataclass
+
+from flask import current_app
+
+from labstack.api.problems import Problem
+from labstack.api.recorder import Recorder
+from labstack.api.serving.control import Control
+from labstack.api.serving.follower import Follower
+from labstack.api.serving.lineup import Lineup
+from labstack.settings import Settings
+
+FIRST_LOOK_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Service:
+    settings: Settings
+    control: Control
+    follower: Follower
+    recorder: Recorder
+
+    def start(self) -> None:
+        """Start the worker's threads, and give the first look at the registry a moment before requests come in."""
+        self.recorder.start()
+        self.follower.start()
+        self.follower.first_look.wait(FIRST_LOOK_SECONDS)
+
+    def stop(self) -> None:
+        self.follower.stop()
+        self.recorder.stop()
+
+    def lineup(self, model: str) -> Lineup:
+        """The lineup of a model. Raises Problem, 404 or 503, with what to do about it."""
+        lineup = self.follower.lineups.get(model)
+        if lineup is None:
+            raise self.refusal(model)
+        return lineup
+
+    def refusal(self, model: str) -> Problem:
+        """Why a model without a lineup is not served."""
+        following, url = self.follower.following, self.settings.mlflow_tracking_uri
+        waiting = self.follower.waiting_seconds
+        if error := following.load_errors.get(model):
+            return Problem(503, "load-failed", error)
+        if waiting is not None:
+            limit = self.settings.startup_timeout_seconds
+            detail = f"Waiting for the MLflow server at {url}, for {waiting:.0f} of {limit:g} seconds so far."
+            return Problem(503, "starting", detail)
+        if following.last_contact is None:
+            detail = f"The MLflow server at {url} could not be reached (MLFLOW_TRACKING_URI). Start it: ./run_all.sh up"
+            return Problem(503, "registry-unreachable", detail)
+        if model in following.without_production or model == self.settings.default_model_name:
+            detail = f"The model {model!r} has no production version. Train one: ./run_all.sh train"
+            return Problem(503, "no-production-model", detail)
+        names = ", ".join(sorted(self.follower.lineups)) or "none"
+        return Problem(404, "unknown-model", f"The registry knows no model {model!r}; served are: {names}.")
+
+
+def service() -> Service:
+    """The service of the application that handles this request."""
+    found: Service = current_app.extensions["labstack"]
+    return found

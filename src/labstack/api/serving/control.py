@@ -1,0 +1,74 @@
+"""The control folder: the one thing that gunicorn's workers share.
+
+`desired` holds a generation, a counter that a reload raises; whoever raises it holds a lock on `lock`. Each worker
+writes `worker-<pid>.json`, nobody else does: the generation that its lineups are true for. The arbiter removes the
+file of a worker that is gone. Files are replaced whole, so that readers never see half of one.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+STARTING = -1  # the generation of a worker that has not asked the registry yet
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """One worker's lineups, as versions of production by model, and what kept it from following, if anything did."""
+
+    pid: int
+    generation: int
+    versions: Mapping[str, int]
+    errors: tuple[str, ...] = ()
+
+
+class Control:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._desired = folder / "desired"
+
+    def desired(self) -> int:
+        """The generation that every worker must reach."""
+        try:
+            return int(self._desired.read_text())
+        except FileNotFoundError:
+            return 0
+
+    def raise_desired(self) -> int:
+        """Ask every worker to look at the registry again; the generation to wait for."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            generation = self.desired() + 1
+            self._replace(self._desired, str(generation))
+        return generation
+
+    def report(self, state: WorkerState) -> None:
+        """Write this worker's state."""
+        self._replace(self._path(state.pid), json.dumps(asdict(state)))
+
+    def forget(self, pid: int) -> None:
+        """Remove the state of a worker that is gone."""
+        self._path(pid).unlink(missing_ok=True)
+
+    def states(self) -> list[WorkerState]:
+        """The states of all workers, by process id."""
+        states = []
+        for path in self.folder.glob("worker-*.json"):
+            try:
+                fields = json.loads(path.read_text())
+            except FileNotFoundError:  # its worker went just now
+                continue
+            states.append(WorkerState(**fields | {"errors": tuple(fields["errors"])}))
+        return sorted(states, key=lambda state: state.pid)
+
+    def _path(self, pid: int) -> Path:
+        return self.folder / f"worker-{pid}.json"
+
+    @staticmethod
+    def _replace(path: Path, text: str) -> None:
+        new = path.with_name(f".{path.name}-{os.getpid()}")
+        new.write_text(text)
+        new.replace(path)

@@ -1,0 +1,186 @@
+"""The thread in each worker that keeps its lineups equal to the registry's roles."""
+
+import hashlib
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import structlog
+from mlflow import MlflowClient, artifacts
+from mlflow.entities.model_registry import ModelVersion
+
+from labstack import registry
+from labstack.api.serving import predictor
+from labstack.api.serving.control import STARTING, Control, WorkerState
+from labstack.api.serving.lineup import Lineup, Served
+from labstack.contract import Contract
+from labstack.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+GENERATION_POLL_SECONDS = 0.05  # how soon a reload wakes the follower: one read of a small file each time
+
+
+@dataclass(frozen=True)
+class Following:
+    """How the last look at the registry went; replaced whole, like the lineups."""
+
+    registry_error: str | None = "The registry has not been asked yet."
+    last_contact: datetime | None = None
+    load_errors: Mapping[str, str] = field(default_factory=dict)  # by model
+    without_production: frozenset[str] = frozenset()  # registered models that have no production version
+
+
+class Follower:
+    """Writes `lineups` and `following`, by reference; request threads read them without a lock."""
+
+    def __init__(self, settings: Settings, control: Control) -> None:
+        self._settings = settings
+        self._control = control
+        self._client: MlflowClient = registry.connect(settings.mlflow_tracking_uri, timeout_seconds=5, retries=1)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._started = time.monotonic()
+        self._told_unreachable = False
+        self.lineups: Mapping[str, Lineup] = {}
+        self.following = Following()
+        self.first_look = threading.Event()  # set when the registry has been asked once, whatever it said
+
+    def start(self) -> None:
+        """Begin to follow. The worker is in the control folder before it reads a role, so that no reload misses it."""
+        self._started = time.monotonic()
+        self._report(STARTING)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; a version that is being loaded is left to the process's end."""
+        self._stop.set()
+        self._thread.join(timeout=1)
+
+    @property
+    def waiting_seconds(self) -> float | None:
+        """Seconds since the start while the registry was never reached and may still be coming up, else None."""
+        waited = time.monotonic() - self._started
+        never = self.following.last_contact is None
+        return waited if never and waited < self._settings.startup_timeout_seconds else None
+
+    def sync(self) -> None:
+        """Look at the registry once and make the lineups equal to its roles. Raises nothing."""
+        generation = self._control.desired()  # before the roles: a reload that comes later is another look
+        try:
+            found = registry.all_roles(self._client)
+            lineups, load_errors = self._load({name: r.production for name, r in found.items() if r.production})
+            self.lineups = lineups
+            self.following = Following(
+                None, datetime.now(UTC), load_errors, frozenset(name for name, r in found.items() if not r.production)
+            )
+        except registry.RegistryError as error:
+            self.following = Following(
+                str(error),
+                self.following.last_contact,
+                self.following.load_errors,
+                self.following.without_production,
+            )
+        self._tell(self.following.registry_error)
+        self._report(generation)
+        self.first_look.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            generation = self._control.desired()
+            self.sync()
+            interval = self._settings.follow_interval_seconds * random.uniform(0.8, 1.2)  # noqa: S311
+            if self.following.last_contact is None:
+                interval = min(interval, 0.5)  # the lab is coming up
+            wake = time.monotonic() + interval
+            while time.monotonic() < wake and self._control.desired() == generation:
+                if self._stop.wait(GENERATION_POLL_SECONDS):
+                    return
+
+    def _load(self, production: Mapping[str, int]) -> tuple[dict[str, Lineup], dict[str, str]]:
+        """The lineups for these versions; a version that cannot be loaded leaves its model's lineup as it is."""
+        lineups: dict[str, Lineup] = {}
+        errors: dict[str, str] = {}
+        for model, number in production.items():
+            current = self.lineups.get(model)
+            if current:
+                lineups[model] = current
+            record = registry.version(self._client, model, number)
+            if current and (current.production.version, current.production.source) == (number, str(record.source)):
+                continue
+            try:
+                served = self._load_version(record)
+            except Exception as error:  # whatever a version's files hold, the others are followed
+                errors[model] = f"Version {number} of {model!r} could not be loaded: {error}"
+                if errors[model] != self.following.load_errors.get(model):
+                    log.error("load failed", model=model, version=number, error=str(error))
+                continue
+            lineups[model] = Lineup(served)
+            log.info("serving", model=model, version=number, runtime=served.predictor.runtime)
+        return lineups, errors
+
+    def _load_version(self, record: ModelVersion) -> Served:
+        number = int(record.version)
+        folder = self._fetch(record)
+        contract = Contract.read(folder)
+        with registry.answering(self._client):
+            metrics = self._client.get_run(record.run_id).data.metrics if record.run_id else {}
+        return Served(
+            model=record.name,
+            version=number,
+            source=str(record.source),
+            run_id=record.run_id or None,
+            metrics=metrics,
+            contract=contract,
+            predictor=predictor.load(folder, contract),
+            since=datetime.now(UTC),
+        )
+
+    def _fetch(self, record: ModelVersion) -> Path:
+        """The folder of the version's files in the cache, complete or not there at all; workers may race for it."""
+        source = hashlib.sha256(str(record.source).encode()).hexdigest()[:12]
+        folder = self._settings.api_cache_dir / quote(record.name, safe="") / f"{record.version}-{source}"
+        if folder.exists():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            with registry.answering(self._client):
+                artifacts.download_artifacts(f"models:/{record.name}/{record.version}", dst_path=str(new))
+            new.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another worker was quicker
+                raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return folder
+
+    def _report(self, generation: int) -> None:
+        following = self.following
+        errors = [following.registry_error] if following.registry_error else []
+        self._control.report(
+            WorkerState(
+                os.getpid(),
+                generation,
+                {model: lineup.production.version for model, lineup in self.lineups.items()},
+                (*errors, *following.load_errors.values()),
+            )
+        )
+
+    def _tell(self, error: str | None) -> None:
+        """Log once that the registry was lost or did not come up in time, and once that it is back."""
+        unreachable = error is not None and self.waiting_seconds is None
+        if unreachable and not self._told_unreachable:
+            log.error("registry unreachable", error=error, timeout_seconds=self._settings.startup_timeout_seconds)
+        elif error is None and self._told_unreachable:
+            log.info("registry reachable again")
+        if unreachable or error is None:
+            self._told_unreachable = unreachable

@@ -1,0 +1,62 @@
+"""A loaded version that turns a matrix into predictions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labstack import serialization
+from labstack.contract import Contract, Matrix, to_matrix
+
+
+class PredictorError(Exception):
+    """A version cannot be loaded, or does not predict what it did in training."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One output a row: a label for classification, else a number.
+
+    `probabilities`, of shape (rows, classes) in the order of the contract's classes, where the estimator gives them.
+    """
+
+    outputs: list[str] | list[float]
+    probabilities: Matrix | None
+
+
+class SklearnPredictor:
+    """A scikit-learn pipeline, fed with arrays."""
+
+    runtime = "sklearn"
+
+    def __init__(self, estimator: Any, contract: Contract) -> None:
+        # It was fitted on a frame and would warn at each array that the columns' names are missing. The contract
+        # names the columns and gives them their order.
+        for _, step in getattr(estimator, "steps", [("", estimator)]):
+            vars(step).pop("feature_names_in_", None)
+        self._estimator = estimator
+        self._classifies = contract.task == "classification"
+        self._gives_probabilities = self._classifies and hasattr(estimator, "predict_proba")
+
+    def predict(self, matrix: Matrix) -> Predictions:
+        """Predictions for a matrix of shape (rows, features)."""
+        outputs = self._estimator.predict(matrix)
+        return Predictions(
+            outputs.astype(str).tolist() if self._classifies else outputs.astype(np.float64).tolist(),
+            self._estimator.predict_proba(matrix) if self._gives_probabilities else None,
+        )
+
+
+def load(folder: Path, contract: Contract) -> SklearnPredictor:
+    """The predictor of the version in `folder`, tried on the contract's sample. Raises PredictorError."""
+    try:
+        predictor = SklearnPredictor(serialization.load(folder), contract)
+        expected = contract.sample.output
+        [output] = predictor.predict(to_matrix(contract, [contract.sample.input])).outputs
+    except Exception as error:  # a damaged version may fail in any way, and must never stop its loader
+        raise PredictorError(f"{type(error).__name__}: {error}") from error
+    same = output == expected if isinstance(expected, str) else bool(np.isclose(float(output), expected, rtol=1e-6))
+    if not same:
+        raise PredictorError(f"It predicts {output!r} for its own sample, and predicted {expected!r} in training.")
+    return predictor

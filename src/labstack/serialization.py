@@ -1,0 +1,32 @@
+"""The estimator in a version's folder: skops, which builds only named types and runs no code as pickle does."""
+
+from pathlib import Path
+from typing import Any
+
+import skops.io
+
+from labstack.errors import LabError
+
+FILE_NAME = "model.skops"  # as MLflow's scikit-learn flavour names it
+
+
+class UntrustedTypeError(LabError):
+    """The file holds a type from outside scikit-learn, which could do anything when it is loaded."""
+
+
+def trusted_types(path: Path) -> list[str]:
+    """The types in the file that skops does not know by itself and that we trust: scikit-learn's own, sorted.
+
+    Raises UntrustedTypeError, naming every other type in it.
+    """
+    unknown = sorted(skops.io.get_untrusted_types(file=path))
+    foreign = [name for name in unknown if not name.startswith("sklearn.")]
+    if foreign:
+        raise UntrustedTypeError(f"{path.name} holds types that are not scikit-learn's: {', '.join(foreign)}")
+    return unknown
+
+
+def load(folder: Path) -> Any:
+    """The estimator in a version's folder. Raises UntrustedTypeError, or what skops raises for a damaged file."""
+    path = folder / FILE_NAME
+    return skops.io.load(path, trusted=trusted_types(path))

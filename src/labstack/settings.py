@@ -1,0 +1,101 @@
+"""Every environment variable of every service: typed, documented, in one place.
+
+A setting's variable is its field's name in capitals. `.env` at the project's root holds them too; the process
+environment wins over it, and an empty variable counts as unset. `.env.example` is the manual for people.
+"""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parents[2]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file=ROOT / ".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    # The MLflow server
+    mlflow_host: str = Field("127.0.0.1", description="The address that the MLflow server listens on.")
+    mlflow_port: int = Field(5001, ge=1, le=65535, description="The port that the MLflow server listens on.")
+    mlflow_backend_store_uri: str = Field(
+        f"sqlite:///{ROOT}/db/mlruns.db",
+        description="MLflow's own database, as an SQLAlchemy URL; db/mlruns.db by default.",
+    )
+    mlflow_artifacts_destination: str = Field(
+        str(ROOT / "db" / "mlartifacts"),
+        description="Where the MLflow server keeps artifacts; db/mlartifacts by default. Clients never see it.",
+    )
+    mlflow_server_allowed_hosts: str = Field(
+        "localhost:*,127.0.0.1:*,server_mlflow:*",
+        description="Host headers the MLflow server answers to, ports included; add the name that others reach it by.",
+    )
+
+    # All services
+    mlflow_tracking_uri: str = Field(
+        default_factory=lambda data: f"http://localhost:{data['mlflow_port']}",
+        description="Where the MLflow server is reached; by default on this machine, at MLFLOW_PORT.",
+    )
+    lab_database_url: str = Field(
+        f"sqlite:///{ROOT}/db/lab.db",
+        description="Labstack's own database (datasets, audit), as an SQLAlchemy URL; db/lab.db by default.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="The least severe level that is logged."
+    )
+
+    # The API
+    api_bind: str = Field(
+        "127.0.0.1", description="The address that the API is published on; a wider one demands API_ADMIN_TOKEN."
+    )
+    api_port: int = Field(5002, ge=1, le=65535, description="The port that the API listens on.")
+    api_workers: int = Field(2, ge=1, le=64, description="gunicorn worker processes.")
+    api_threads: int = Field(4, ge=1, le=256, description="Threads of each worker.")
+    api_admin_token: SecretStr | None = Field(
+        None,
+        description="What operators send as X-Admin-Token; without one their endpoints are open, on loopback only.",
+    )
+    api_cache_dir: Path = Field(
+        ROOT / ".lab" / "models", description="Where the API keeps the versions it fetched; .lab/models by default."
+    )
+    default_model_name: str = Field("iris", description="The model that answers at /predict.")
+    startup_timeout_seconds: float = Field(
+        120,
+        gt=0,
+        description="How long the API, at its start, takes an unreachable registry for one that is still coming up.",
+    )
+    follow_interval_seconds: float = Field(
+        3, gt=0, description="How often each worker asks the registry for its roles, jittered by a fifth."
+    )
+    reload_timeout_seconds: float = Field(30, gt=0, description="How long POST /admin/reload waits for every worker.")
+    max_request_rows: int = Field(10_000, ge=1, description="Rows that one prediction request may hold.")
+    max_request_bytes: int = Field(4_194_304, ge=1, description="Bytes that one request's body may hold.")
+    log_inputs: bool = Field(True, description="Whether the log line of a prediction holds its input.")
+
+    @property
+    def api_url(self) -> str:
+        """The API's address for people on this machine."""
+        return f"http://localhost:{self.api_port}"
+
+
+def load() -> Settings:
+    """The settings of this process; exits with one line a fault, naming the variable and never its value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = [
+            f"{str(fault['loc'][0]).upper()}: {fault['msg']}"
+            for fault in error.errors(include_input=False)
+            if fault["type"] != "default_factory_not_called"  # it only follows from another
+        ]
+        sys.exit("\n".join(f"A setting is wrong: {fault}. See .env.example." for fault in faults))

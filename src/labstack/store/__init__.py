@@ -1,0 +1,1 @@
+"""Our own database: one module per table family."""

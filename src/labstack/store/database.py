@@ -1,0 +1,99 @@
+"""The engine, its transactions and its migrations.
+
+Who writes: training, the API and the operators' commands, each in short transactions. On SQLite a writing
+transaction takes the database's one write lock from its first statement (BEGIN IMMEDIATE), so that two writers
+queue instead of failing half-way; readers see the last commit and never wait (WAL).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import alembic.command
+import alembic.config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from labstack.errors import LabError
+from labstack.settings import ROOT
+
+MIGRATIONS = ROOT / "db" / "migrations"
+BUSY_TIMEOUT_SECONDS = 20.0
+
+
+class DatabaseError(LabError):
+    """The database cannot be used; the text says which and why."""
+
+
+class Table(DeclarativeBase):
+    pass
+
+
+def connect(url: str) -> Engine:
+    """An engine for `url`. Raises DatabaseError for a URL that names no database we can open."""
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() != "sqlite":
+            return create_engine(url)
+        engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    except (ArgumentError, ImportError) as error:
+        raise DatabaseError(f"LAB_DATABASE_URL is not usable: {error}") from error
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # transactions begin as _begin_sqlite says
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Session]:
+    """A session in one writing transaction: committed at the end, rolled back on an exception."""
+    with _usable(engine), Session(engine.execution_options(writes=True)) as session, session.begin():
+        session.connection()  # takes the write lock now, before anything is read
+        yield session
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """A session that sees one consistent state of the database."""
+    with _usable(engine), Session(engine) as session:
+        yield session
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the database to the newest revision. Several processes may call it at once: one does the work.
+
+    Raises DatabaseError when the database cannot be opened or written, as all that follows here does.
+    """
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    with _usable(engine), engine.execution_options(writes=True).begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "head")
+
+
+@contextmanager
+def _usable(engine: Engine) -> Iterator[None]:
+    """Turn a database that is locked, full, read-only or no database into DatabaseError."""
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error, IntegrityError):
+            raise
+        raise DatabaseError(f"The database {engine.url!r} cannot be used: {error.orig}.") from error

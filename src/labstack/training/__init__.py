@@ -1,0 +1,1 @@
+"""The pipeline: from rows of the store to a version of the registry."""

@@ -1,0 +1,185 @@
+"""One training run: rows, fit, evaluation, a logged and registered version, and its promotion when it earns it."""
+
+import importlib.metadata
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import skops.io
+import structlog
+from mlflow import MlflowClient
+from mlflow.exceptions import RestException
+from mlflow.models import infer_signature
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sqlalchemy import Engine
+
+from labstack import registry, serialization
+from labstack.contract import Contract, Feature, Sample
+from labstack.errors import LabError
+from labstack.training import data, evaluate
+from labstack.training.config import METRICS, Pipeline
+
+log = structlog.get_logger(__name__)
+logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it misses pip, which nothing here needs
+
+
+class TrainingError(LabError):
+    """A training run cannot go on; the text says why. No role was moved."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The version that a run registered, its metrics on the held-out rows, and whether and why it was promoted."""
+
+    model: str
+    version: int
+    run_id: str
+    metrics: dict[str, float]
+    promoted: bool
+    reason: str
+
+
+def train(pipeline: Pipeline, client: MlflowClient, engine: Engine) -> Outcome:
+    """Train, register, and promote the version if it is the model's first or better than production.
+
+    Production is judged anew on the same held-out rows. Raises TrainingError, DataError, DatasetError or
+    RegistryError; no role has moved then.
+    """
+    split = data.load(engine, pipeline)
+    log.info("rows read", model=pipeline.model, train=len(split.train_target), test=len(split.test_target))
+    with registry.answering(client):
+        experiment = _experiment(client, pipeline.model)
+        with mlflow.start_run(experiment_id=experiment) as run:
+            estimator = _fit(pipeline, split)
+            log.info("fitted", model=pipeline.model, estimator=pipeline.estimator)
+            measured = evaluate.measure(pipeline, estimator, split.test_features, split.test_target)
+            log.info("evaluated", model=pipeline.model, **measured)
+            _log_run(pipeline, estimator, split, measured)
+            model_id = _log_model(pipeline, client, estimator, split)
+            version = _register(client, pipeline.model, model_id, run.info.run_id)
+    log.info("registered", model=pipeline.model, version=version)
+    promote, reason = _judge(pipeline, client, measured, split)
+    if promote:
+        registry.promote(client, engine, pipeline.model, version, reason=reason)
+    log.info("promoted" if promote else "not promoted", model=pipeline.model, version=version, reason=reason)
+    return Outcome(pipeline.model, version, run.info.run_id, measured, promote, reason)
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    """The id of the model's experiment, whose artifacts must go through the server."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return str(client.create_experiment(name))
+    if not experiment.artifact_location.startswith("mlflow-artifacts:"):
+        raise TrainingError(
+            f"The experiment {name!r} keeps its artifacts at {experiment.artifact_location}, not behind the MLflow "
+            "server; MLflow fixes that when an experiment is made. Rename it in the MLflow UI and train again."
+        )
+    if experiment.lifecycle_stage != "active":
+        raise TrainingError(f"The experiment {name!r} was deleted; restore it with: mlflow experiments restore")
+    return str(experiment.experiment_id)
+
+
+def _fit(pipeline: Pipeline, split: data.Split) -> Any:
+    """The fitted scikit-learn pipeline: scaled features, then the estimator."""
+    estimator = make_pipeline(StandardScaler(), pipeline.make_estimator())
+    try:
+        return estimator.fit(split.train_features, split.train_target)
+    except ValueError as error:
+        raise TrainingError(f"{pipeline.estimator} could not be fitted: {error}") from error
+
+
+def _log_run(pipeline: Pipeline, estimator: Any, split: data.Split, measured: dict[str, float]) -> None:
+    mlflow.log_params(
+        {
+            "dataset": pipeline.data.dataset,
+            "target": pipeline.data.target,
+            "estimator": pipeline.estimator,
+            "seed": pipeline.split.seed,
+            "train_rows": len(split.train_target),
+            "test_rows": len(split.test_target),
+        }
+        | {f"params.{name}": value for name, value in pipeline.params.items()}
+    )
+    mlflow.log_metrics(measured)
+    for name, figure in evaluate.plots(pipeline, estimator, split.test_features, split.test_target).items():
+        mlflow.log_figure(figure, f"plots/{name}")
+
+
+def _log_model(pipeline: Pipeline, client: MlflowClient, estimator: Any, split: data.Split) -> str:
+    """Log the estimator with its signature, example and contract; the logged model's id."""
+    example = split.train_features.head(5)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / serialization.FILE_NAME
+        skops.io.dump(estimator, path)
+        info = mlflow.sklearn.log_model(
+            estimator,
+            name=pipeline.model,
+            signature=infer_signature(example, estimator.predict(example)),
+            input_example=example,
+            serialization_format="skops",
+            skops_trusted_types=serialization.trusted_types(path),
+            # named, since MLflow would find them out by loading the model in another process
+            pip_requirements=[
+                f"{name}=={importlib.metadata.version(name)}" for name in ("scikit-learn", "skops", "numpy")
+            ],
+        )
+        if info.signature is None:
+            raise TrainingError("MLflow could not infer the model's signature.")
+        client.log_model_artifact(info.model_id, str(_contract(pipeline, estimator, split).write(Path(folder))))
+    return str(info.model_id)
+
+
+def _register(client: MlflowClient, model: str, model_id: str, run_id: str) -> int:
+    """Make the logged model the next version of the registered model; its number."""
+    try:
+        client.create_registered_model(model)
+    except RestException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    created = client.create_model_version(model, f"models:/{model_id}", run_id, model_id=model_id, await_creation_for=0)
+    return int(created.version)
+
+
+def _contract(pipeline: Pipeline, estimator: Any, split: data.Split) -> Contract:
+    features = split.train_features
+    first = features.head(1)
+    predicted = estimator.predict(first)[0]
+    return Contract(
+        task=pipeline.task,
+        target=pipeline.data.target,
+        features=tuple(
+            Feature(name=str(name), minimum=float(np.min(column)), maximum=float(np.max(column)))
+            for name, column in features.items()
+        ),
+        classes=tuple(map(str, estimator.classes_)) if pipeline.task == "classification" else (),
+        sample=Sample(
+            input={str(name): float(value) for name, value in first.iloc[0].items()},
+            output=str(predicted) if pipeline.task == "classification" else float(predicted),
+        ),
+    )
+
+
+def _judge(pipeline: Pipeline, client: MlflowClient, measured: dict[str, float], split: data.Split) -> tuple[bool, str]:
+    """Whether the new version becomes production, and the reason in one sentence."""
+    production = registry.roles(client, pipeline.model).production
+    if production is None:
+        return True, "first version of this model"
+    with tempfile.TemporaryDirectory() as folder, registry.answering(client):
+        path = Path(mlflow.artifacts.download_artifacts(f"models:/{pipeline.model}/{production}", dst_path=folder))
+        try:
+            names = [feature.name for feature in Contract.read(path).features]
+            theirs = evaluate.measure(pipeline, serialization.load(path), split.test_features[names], split.test_target)
+        except (OSError, ValueError, KeyError, serialization.UntrustedTypeError) as error:
+            return False, f"cannot be compared with production version {production}: {error}"
+    better = evaluate.is_better(pipeline, measured, theirs)
+    sign = ">" if METRICS[pipeline.task][pipeline.metric] else "<"
+    comparison = (
+        f"{pipeline.metric} {measured[pipeline.metric]:.4f} {{}} {theirs[pipeline.metric]:.4f} of version {production}"
+    )
+    return better, comparison.format(sign if better else f"not {sign}")
