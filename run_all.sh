@@ -9,7 +9,7 @@ up() { ## Bring the whole lab up and leave it running; what runs already is left
   lock
   echo "Labstack, as processes of this machine"
   step "environment" environment
-  "$python" -m labstack.local make-env-file
+  "$python" -m labstack.local prepare
   step "database" "$python" -m labstack.store
   step "MLflow server" "$python" -m labstack.local start server_mlflow
   step "training" train_missing

@@ -75,24 +75,29 @@ class Service:
         """The service's first process while it lives."""
         return next((process for process in self.processes() if process.pid == _session(process.pid)), None)
 
-    def answers(self, path: str | None = None) -> bool:
-        """Whether the service answers 200."""
+    def answers(self) -> bool:
+        """Whether the service says that it is up."""
         try:
-            with urllib.request.urlopen(self.url + (path or self.health), timeout=2):  # noqa: S310  # our own address
+            with urllib.request.urlopen(self.url + self.health, timeout=2):  # noqa: S310  # our own address
                 return True
         except OSError:
             return False
+
+    def require_port(self) -> None:
+        """Exit when somebody else listens on the service's port, naming them and the setting that moves it."""
+        ours = {process.pid for process in self.processes()}
+        if (owner := _port_owner(self.port)) and owner[0] not in ours:
+            sys.exit(
+                f"Port {self.port}, which {self.name} needs, is taken by {owner[1]}. "
+                f"Stop it, or choose another port: {self.port_setting}=<port> in .env."
+            )
 
     def start(self) -> str:
         """Start the service unless it runs; returns when it answers, with a word on how. Exits when it cannot."""
         if self.leader() is not None and self.answers():
             return "already running"
         self.stop()
-        if owner := _port_owner(self.port):
-            sys.exit(
-                f"Port {self.port}, which {self.name} needs, is taken by {owner}. "
-                f"Stop it, or choose another port: {self.port_setting}=<port> in .env."
-            )
+        self.require_port()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._record.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
@@ -179,8 +184,8 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _port_owner(port: int) -> str | None:
-    """Who listens on a port of this machine: its command and process id; None when nobody does."""
+def _port_owner(port: int) -> tuple[int | None, str] | None:
+    """Who listens on a port of this machine, by process id, where it shows, and in words; None when nobody does."""
     try:
         listening = [
             connection
@@ -197,8 +202,8 @@ def _port_owner(port: int) -> str | None:
                 command = " ".join(psutil.Process(connection.pid).cmdline())[:120]
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 command = "a process"
-            return f"{command!r} (process {connection.pid})"
-    return "a process of another user"
+            return connection.pid, f"{command!r} (process {connection.pid})"
+    return None, "a process of another user"
 
 
 @click.group()
@@ -303,15 +308,17 @@ def addresses() -> None:
     )
 
 
-@main.command("make-env-file")
-def make_env_file() -> None:
-    """Make `.env` with a random operators' token, unless there is one."""
+@main.command()
+def prepare() -> None:
+    """Make `.env` with a random operators' token, unless there is one, and see that the services' ports are free."""
     path = ROOT / ".env"
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f"# Settings of this lab; .env.example explains each.\nAPI_ADMIN_TOKEN={token_hex(24)}\n")
     except FileExistsError:
         pass
+    for service in services(load()):
+        service.require_port()
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 import logging
 import logging.config
 import sys
+import warnings
 from typing import Any, TextIO
 
 import orjson
 import structlog
 
+# what MLflow warns of when it is imported, and that it misses pip, which nothing here needs
+NOISE = ("mlflow.types.type_hints", "mlflow.utils.environment")
 FIRST = ("timestamp", "level", "message")
 
 
@@ -42,6 +45,9 @@ def configure(level: str, stream: TextIO = sys.stdout) -> None:
     for name in ("mlflow", "alembic"):  # they bring handlers of their own
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    for name in NOISE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*type hint is inferred as AnyType")
     logging.captureWarnings(True)
     structlog.configure(
         processors=[

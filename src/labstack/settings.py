@@ -4,6 +4,7 @@ A setting's variable is its field's name in capitals. `.env` at the project's ro
 environment wins over it, and an empty variable counts as unset. `.env.example` is the manual for people.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -16,14 +17,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_file=ROOT / ".env",
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # The MLflow server
     mlflow_host: str = Field("127.0.0.1", description="The address that the MLflow server listens on.")
@@ -88,10 +82,22 @@ class Settings(BaseSettings):
         return f"http://localhost:{self.api_port}"
 
 
+def require_operators_token(settings: Settings) -> None:
+    """Exit when the operators' endpoints would be open to other machines."""
+    if settings.api_bind not in LOOPBACK and settings.api_admin_token is None:
+        sys.exit(
+            f"API_BIND={settings.api_bind} opens the API to other machines: set API_ADMIN_TOKEN, which operators then "
+            "send as X-Admin-Token, or publish it on 127.0.0.1."
+        )
+
+
 def load() -> Settings:
-    """The settings of this process; exits with one line a fault, naming the variable and never its value."""
+    """The settings of this process; exits with one line a fault, naming the variable and never its value.
+
+    LAB_ENV_FILE names another file than `.env`, for a second lab from one folder.
+    """
     try:
-        return Settings()
+        return Settings(_env_file=os.environ.get("LAB_ENV_FILE", ROOT / ".env"))
     except ValidationError as error:
         faults = [
             f"{str(fault['loc'][0]).upper()}: {fault['msg']}"

@@ -1,7 +1,6 @@
 """The application factory."""
 
 import re
-import sys
 import tempfile
 import uuid
 from pathlib import Path
@@ -17,7 +16,7 @@ from labstack.api.routes import admin, info, predict
 from labstack.api.service import Service
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
-from labstack.settings import LOOPBACK, Settings
+from labstack.settings import Settings
 
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -33,15 +32,7 @@ class OrjsonProvider(JSONProvider):
 
 
 def create_app(settings: Settings) -> Flask:
-    """The API, with nothing started: each worker starts its own service after the fork.
-
-    Exits when operator endpoints would be open to other machines.
-    """
-    if settings.api_bind not in LOOPBACK and settings.api_admin_token is None:
-        sys.exit(
-            f"API_BIND={settings.api_bind} opens the API to other machines: set API_ADMIN_TOKEN, which operators then "
-            "send as X-Admin-Token, or publish it on 127.0.0.1."
-        )
+    """The API, with nothing started: each worker starts its own service after the fork."""
     app = Flask(__name__, static_folder=None)
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes

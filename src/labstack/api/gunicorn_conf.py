@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from labstack.api.service import Service
 
 _settings = settings.load()
+settings.require_operators_token(_settings)
 for _library in ("OMP", "OPENBLAS", "MKL"):  # one thread computes each prediction; said before numpy is imported
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 

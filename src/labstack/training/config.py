@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from sklearn.base import is_classifier, is_regressor
+from sklearn.base import BaseEstimator, is_classifier, is_regressor
 
 from labstack.errors import LabError
 from labstack.settings import ROOT
@@ -62,9 +62,11 @@ class Pipeline(BaseModel):
         if module.partition(".")[0] != "sklearn":
             raise ValueError("an estimator is named by its import path in scikit-learn, such as sklearn.svm.SVC")
         try:
-            getattr(importlib.import_module(module), name)
+            found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"scikit-learn has no {path}") from error
+        if not (isinstance(found, type) and issubclass(found, BaseEstimator)):
+            raise ValueError(f"{path} is no estimator")
         return path
 
     @model_validator(mode="after")

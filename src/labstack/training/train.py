@@ -1,7 +1,6 @@
 """One training run: rows, fit, evaluation, a logged and registered version, and its promotion when it earns it."""
 
 import importlib.metadata
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from labstack.training import data, evaluate
 from labstack.training.config import METRICS, Pipeline
 
 log = structlog.get_logger(__name__)
-logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it misses pip, which nothing here needs
 
 
 class TrainingError(LabError):

@@ -64,7 +64,9 @@ def _body() -> Any:
     except orjson.JSONDecodeError as error:
         fault = error
     try:  # NaN and Infinity are no JSON, yet common: read them here, so that the contract names the field
-        return json.loads(body)
+        value = json.loads(body)
+        json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which no answer could name
+        return value
     except (ValueError, RecursionError):
         raise Problem(400, "json", f"The body is not JSON: {fault}.") from None
 

@@ -1,0 +1,84 @@
+"""The welcome, health, readiness and model information; and one shape for every error."""
+
+import json
+
+import pytest
+from flask import Flask
+
+from labstack.api.app import create_app
+from tests.conftest import Lab, free_port
+
+
+def test_the_welcome_names_the_way_on(app: Flask) -> None:
+    answer = app.test_client().get("/").json
+    assert answer["message"] == "Welcome to the API service!"
+    assert answer["models"]["iris"] == 1
+    for path in ("predict", "model_info", "health", "ready"):
+        assert app.test_client().open(answer["links"][path], method="OPTIONS").status_code == 200
+
+
+def test_health_says_what_is_loaded(app: Flask, lab: Lab) -> None:
+    health = app.test_client().get("/health").json
+    assert (health["status"], health["errors"]) == ("ok", [])
+    assert health["models"]["student_exam"] == {"production": 1}
+    assert health["registry"]["url"] == lab.tracking_uri
+    assert health["registry"]["reachable"] is True
+
+
+def test_ready_names_the_version(app: Flask) -> None:
+    assert app.test_client().get("/ready").json == {"status": "ready", "model": "iris", "version": 1}
+
+
+def test_model_info_is_the_registrys(app: Flask, lab: Lab) -> None:
+    info = app.test_client().get("/model-info").json
+    version = lab.client.get_model_version("iris", "1")
+    assert (info["model"], info["version"], info["role"], info["runtime"]) == ("iris", 1, "production", "sklearn")
+    assert info["run_id"] == version.run_id
+    assert info["metrics"] == lab.client.get_run(str(version.run_id)).data.metrics
+    assert info["classes"] == ["setosa", "versicolor", "virginica"]
+    assert app.test_client().get("/model-info?model=student_exam").json["target"] == "exam_score"
+    assert app.test_client().get("/model-info?model=irish").status_code == 404
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/predict", 405)])
+def test_every_error_has_the_one_shape(app: Flask, method: str, path: str, status: int) -> None:
+    answer = app.test_client().open(path, method=method)
+    assert (answer.status_code, answer.content_type) == (status, "application/problem+json")
+    problem = json.loads(answer.data)
+    assert problem.keys() == {"type", "title", "status", "detail", "request_id"}
+    assert problem["request_id"] == answer.headers["X-Request-Id"]
+
+
+def test_a_wrong_method_is_told_the_right_one(app: Flask) -> None:
+    assert "POST" in app.test_client().get("/predict").headers["Allow"]
+
+
+def test_a_fault_of_ours_shows_nothing_of_itself(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_model: str) -> None:
+        raise RuntimeError("the inside")
+
+    monkeypatch.setattr("labstack.api.service.Service.lineup", lambda _self, model: fail(model))
+    answer = app.test_client().get("/ready")
+    assert (answer.status_code, answer.content_type) == (500, "application/problem+json")
+    assert "the inside" not in answer.text
+
+
+def test_a_registry_that_is_not_up_yet_is_waited_for_and_then_named(lab: Lab) -> None:
+    url = f"http://localhost:{free_port()}"
+    try:
+        settings = lab.settings(mlflow_tracking_uri=url, startup_timeout_seconds=3600)
+        app = create_app(settings)
+        app.extensions["labstack"].follower.sync()
+        waiting = json.loads(app.test_client().get("/ready").data)
+        assert (waiting["status"], waiting["type"]) == (503, "urn:labstack:problem:starting")
+        assert f"{url}, for 0 of 3600 seconds" in waiting["detail"]
+        assert app.test_client().get("/health").json["status"] == "starting"
+
+        app = create_app(lab.settings(mlflow_tracking_uri=url, startup_timeout_seconds=0.001))
+        app.extensions["labstack"].follower.sync()
+        late = json.loads(app.test_client().get("/ready").data)
+        assert (late["status"], late["type"]) == (503, "urn:labstack:problem:registry-unreachable")
+        assert url in late["detail"]
+        assert app.test_client().get("/health").json["status"] == "degraded"
+    finally:
+        create_app(lab.settings())  # the tracking URI is the process's

@@ -1,0 +1,160 @@
+"""The API as it runs: gunicorn with two workers, a real registry, real signals."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from labstack import registry
+from tests.conftest import IRIS_ROW, Lab, Relay, ask, free_port, run_api, start, wait_until
+
+
+def test_every_worker_serves_and_each_prediction_is_one_log_line(lab: Lab, tmp_path: Path) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri) as api:
+        answers = [ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": f"id-{n}"}) for n in range(20)]
+        assert {answer.status for answer in answers} == {200}
+        assert ask(f"{api.url}/predict", {"sepal_length": "long"}).status == 422
+        assert api.stop() == 0
+        lines = api.lines("prediction")
+    assert sorted(line["request_id"] for line in lines) == sorted(f"id-{n}" for n in range(20))
+    line = lines[0]
+    assert list(line)[:3] == ["timestamp", "level", "message"]
+    assert (line["endpoint"], line["status"], line["rows"]) == ("/predict", 200, 1)
+    assert (line["model"], line["version"], line["role"], line["runtime"]) == ("iris", 1, "production", "sklearn")
+    assert line["input"] == [IRIS_ROW]
+    assert line["prediction"][0]["class"] == "setosa"
+    assert 0 < line["latency_ms"] < 10_000
+    assert len(api.lines("request failed")) == 1
+    assert all(text.startswith("{") for text in api.log.read_text().splitlines())
+
+
+def test_inputs_stay_out_of_the_log_when_asked(lab: Lab, tmp_path: Path) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, log_inputs="false") as api:
+        ask(f"{api.url}/predict", IRIS_ROW)
+        api.stop()
+        [line] = api.lines("prediction")
+    assert "input" not in line
+
+
+def test_after_a_reload_no_worker_answers_with_the_old_version(lab: Lab, tmp_path: Path, model: str) -> None:
+    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, default_model_name=model) as api:
+        for version in (2, 3, 1, 2):
+            registry.promote(lab.client, lab.engine, model, version, reason="next")
+            reload = ask(f"{api.url}/admin/reload", b"", "POST")
+            assert reload.status == 200, reload.text
+            assert [worker["models"][model] for worker in reload.json["workers"]] == [version, version]
+            answered = {ask(f"{api.url}/predict", IRIS_ROW).json["model"]["version"] for _ in range(20)}
+            assert answered == {version}
+
+
+def test_workers_follow_the_registry_by_themselves(lab: Lab, tmp_path: Path, model: str) -> None:
+    settings = {"mlflow_tracking_uri": lab.tracking_uri, "default_model_name": model, "follow_interval_seconds": 0.2}
+    with run_api(tmp_path, until="/health", **settings) as api:
+        assert ask(f"{api.url}/ready").status == 503
+        registry.promote(lab.client, lab.engine, model, 1, reason="first")
+        wait_until(lambda: ask(f"{api.url}/ready").status == 200, 10)
+
+
+def test_no_request_fails_while_versions_change(lab: Lab, tmp_path: Path, model: str) -> None:
+    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    statuses: list[int] = []
+    done = threading.Event()
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, default_model_name=model) as api:
+
+        def predict() -> None:
+            while not done.is_set():
+                statuses.append(ask(f"{api.url}/predict", IRIS_ROW).status)
+
+        threads = [threading.Thread(target=predict) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for version in (2, 3, 1, 2, 3):
+            registry.promote(lab.client, lab.engine, model, version, reason="next")
+            assert ask(f"{api.url}/admin/reload", b"", "POST").status == 200
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+
+
+def test_a_killed_worker_is_replaced_and_reloads_go_on(lab: Lab, tmp_path: Path) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri) as api:
+        workers = ask(f"{api.url}/admin/reload", b"", "POST").json["workers"]
+        os.kill(workers[0]["pid"], signal.SIGKILL)
+
+        def replaced() -> bool:
+            answer = ask(f"{api.url}/admin/reload", b"", "POST")
+            pids = {worker["pid"] for worker in answer.json.get("workers", [])}
+            return len(pids) == 2 and workers[0]["pid"] not in pids
+
+        wait_until(replaced, 30)
+        assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
+
+
+def test_a_registry_that_goes_away_does_not_stop_serving_and_reload_says_so(lab: Lab, tmp_path: Path) -> None:
+    with Relay(lab.tracking_uri) as relay, run_api(tmp_path, mlflow_tracking_uri=relay.url) as api:
+        relay.close()
+        reload = ask(f"{api.url}/admin/reload", b"", "POST")
+        assert (reload.status, relay.url in reload.json["detail"]) == (503, True)
+        assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
+        assert {ask(f"{api.url}/health").json["status"] for _ in range(4)} == {"degraded"}
+        relay.open()
+        assert ask(f"{api.url}/admin/reload", b"", "POST").status == 200
+        assert {ask(f"{api.url}/health").json["status"] for _ in range(4)} == {"ok"}
+
+
+def test_without_a_registry_the_api_is_up_and_names_what_it_cannot_reach(tmp_path: Path) -> None:
+    url = f"http://localhost:{free_port()}"
+    with run_api(tmp_path, until="/health", mlflow_tracking_uri=url, startup_timeout_seconds=1) as api:
+        told = wait_until(lambda: api.lines("registry unreachable"), 30)
+        assert url in told[0]["error"]
+        assert url in ask(f"{api.url}/predict", IRIS_ROW).json["detail"]
+        assert ask(f"{api.url}/admin/reload", b"", "POST").status == 503
+        assert len(api.lines("registry unreachable")) == 2  # once a worker
+
+
+def test_large_bodies_are_refused_on_the_wire(lab: Lab, tmp_path: Path) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, max_request_bytes=1000) as api:
+        assert ask(f"{api.url}/predict", [IRIS_ROW] * 100).status == 413
+        assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"api_bind": "0.0.0.0"}, "set API_ADMIN_TOKEN"),  # noqa: S104
+        ({"api_workers": "many"}, "API_WORKERS"),
+        ({"api_port": "0"}, "API_PORT"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line(tmp_path: Path, settings: dict[str, str], fault: str) -> None:
+    command = ["-m", "gunicorn", "-c", "python:labstack.api.gunicorn_conf", "labstack.api.wsgi:app"]
+    process = start(tmp_path, "api", command, "", **settings)
+    assert process.popen.wait(60) == 1
+    said = process.log.read_text()
+    assert fault in said
+    assert "Traceback" not in said
+
+
+def test_a_graceful_stop_leaves_nothing_behind(lab: Lab, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, tmpdir=temporary) as api:
+        assert list(temporary.glob("labstack-api-*"))
+        assert api.stop() == 0
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_operators_token_is_not_logged(lab: Lab, tmp_path: Path) -> None:
+    token = "a-token-that-nobody-may-see"  # noqa: S105
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_admin_token=token) as api:
+        assert ask(f"{api.url}/admin/reload", b"", "POST", {"X-Admin-Token": token}).status == 200
+        assert ask(f"{api.url}/admin/reload", b"", "POST").status == 403
+        api.stop()
+    assert token not in api.log.read_text()
+    assert json.loads(api.log.read_text().splitlines()[-1])

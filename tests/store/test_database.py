@@ -1,0 +1,125 @@
+"""The engine, its transactions and its migrations."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, text
+
+from labstack.store import audit, datasets  # noqa: F401  # the tables that are compared
+from labstack.store.audit import RoleMove, history
+from labstack.store.database import DatabaseError, Table, connect, migrate, reading, writing
+from tests.conftest import environment
+
+
+def move(number: int) -> RoleMove:
+    return RoleMove(model="m", role="production", from_version=None, to_version=number, actor="a", reason="r")
+
+
+def test_sqlite_is_set_up_for_several_processes(engine: Engine) -> None:
+    with reading(engine) as session:
+        pragmas = {
+            name: session.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "foreign_keys", "busy_timeout")
+        }
+    assert pragmas == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 20_000}
+
+
+def test_the_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+
+
+def test_migrating_again_changes_nothing(engine: Engine) -> None:
+    migrate(engine)
+    assert history(engine) == []
+
+
+def test_processes_that_prepare_one_new_database_at_once_all_succeed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/new folder/lab.db"
+    command = [sys.executable, "-m", "labstack.store"]
+    started = [
+        subprocess.Popen(
+            command, env=environment(lab_database_url=url), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for _ in range(4)
+    ]
+    outputs = [process.communicate()[0].decode() for process in started]
+    assert outputs == ["iris 150 rows, student_exam_scores 200 rows\n"] * 4
+    assert len(datasets.read(connect(url), "iris").cells) == 150
+
+
+def test_two_writers_queue(engine: Engine) -> None:
+    inside, entered = threading.Event(), []
+
+    def second() -> None:
+        inside.wait(10)
+        with writing(engine) as session:
+            entered.append(len(session.query(RoleMove).all()))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with writing(engine) as session:
+        inside.set()
+        thread.join(0.3)
+        assert entered == []
+        session.add(move(1))
+    thread.join(10)
+    assert entered == [1]
+
+
+def test_a_failed_transaction_leaves_nothing(engine: Engine) -> None:
+    with pytest.raises(RuntimeError, match="midway"), writing(engine) as session:
+        session.add(move(1))
+        session.flush()
+        raise RuntimeError("midway")
+    assert history(engine) == []
+
+
+def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "lab.db").write_text("Dear diary, " * 1000)
+    with pytest.raises(DatabaseError, match=r"lab\.db.*not a database"):
+        migrate(connect(f"sqlite:///{tmp_path}/lab.db"))
+
+
+def test_a_url_that_names_no_database_is_said_so() -> None:
+    with pytest.raises(DatabaseError, match="LAB_DATABASE_URL"):
+        connect("lab.db")
+
+
+def test_a_database_that_somebody_locked_is_said_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labstack.store.database.BUSY_TIMEOUT_SECONDS", 0.1)
+    impatient = connect(str(engine.url))
+    holder = sqlite3.connect(str(engine.url.database), isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseError, match="locked"), writing(impatient):
+        pass
+    holder.close()
+
+
+def test_a_full_disk_is_said_so(engine: Engine) -> None:
+    with pytest.raises(DatabaseError, match="full"), writing(engine) as session:
+        pages = session.execute(text("PRAGMA page_count")).scalar()
+        session.execute(text(f"PRAGMA max_page_count = {pages}"))
+        session.add_all([move(number) for number in range(5000)])
+    assert history(engine) == []
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "lab.db").write_text("Dear diary, " * 1000)
+    done = subprocess.run(
+        [sys.executable, "-m", "labstack.store"],
+        env=environment(lab_database_url=f"sqlite:///{tmp_path}/lab.db"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "not a database" in done.stderr
+    assert os.listdir(tmp_path) == ["lab.db"]

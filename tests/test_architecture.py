@@ -1,0 +1,61 @@
+"""Imports go one way: settings ← store, contract ← registry, monitoring ← api, and ← training."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+from labstack.settings import ROOT
+
+PACKAGE = ROOT / "src" / "labstack"
+
+# what each room may import of the others, besides errors and settings
+ALLOWED = {
+    "errors": set(),
+    "settings": set(),
+    "logs": set(),
+    "tracking_server": set(),
+    "local": set(),
+    "contract": set(),
+    "serialization": set(),
+    "store": {"store"},
+    "registry": {"store"},
+    "api": {"api", "contract", "logs", "registry", "serialization"},
+    "training": {"training", "contract", "logs", "registry", "serialization", "store"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms of labstack that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("labstack.")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        return
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert imports(path) <= ALLOWED[room] | {"errors", "settings"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conda-cfg").glob("environment-*.yml")), ids=lambda path: path.stem)
+def test_environment_files_pin_each_package_from_conda_forge_alone(path: Path) -> None:
+    environment = yaml.safe_load(path.read_text())
+    assert environment["channels"] == ["conda-forge"]
+    assert all(isinstance(line, str) and line.count("=") == 1 for line in environment["dependencies"])
+
+
+def test_no_package_is_pinned_twice_differently() -> None:
+    pins: dict[str, set[str]] = {}
+    for path in (ROOT / "conda-cfg").glob("environment-*.yml"):
+        for line in yaml.safe_load(path.read_text())["dependencies"]:
+            name, _, version = line.partition("=")
+            pins.setdefault(name, set()).add(version)
+    assert {name: versions for name, versions in pins.items() if len(versions) > 1} == {}

@@ -1,0 +1,69 @@
+"""Settings, and the manual of them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from labstack.settings import ROOT, Settings, load, require_operators_token
+
+
+def documented() -> dict[str, str]:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    return {match[1]: match[2] for line in lines if (match := re.fullmatch(r"#([A-Z_]+)=(.*)", line))}
+
+
+def test_every_setting_is_in_the_manual_and_nothing_else() -> None:
+    assert set(documented()) == {name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_manual_shows_the_default(name: str) -> None:
+    default = getattr(Settings(), name)
+    shown = documented()[name.upper()]
+    if str(ROOT) in str(default):
+        assert "/path/to/" in shown
+    else:
+        assert shown == {None: "", True: "true", False: "false"}.get(
+            default, f"{default:g}" if isinstance(default, float) else str(default)
+        )
+
+
+def test_the_tracking_uri_follows_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_PORT", "6001")
+    assert Settings().mlflow_tracking_uri == "http://localhost:6001"
+
+
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_PORT", "")
+    assert Settings().api_port == 5002
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("API_PORT=6001\nAPI_WORKERS=3\n")
+    monkeypatch.setenv("LAB_ENV_FILE", str(tmp_path / "env"))
+    monkeypatch.setenv("API_PORT", "6002")
+    settings = load()
+    assert (settings.api_port, settings.api_workers) == (6002, 3)
+
+
+def test_wrong_settings_are_named_one_a_line_and_their_values_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_PORT", "hush-hush")
+    monkeypatch.setenv("API_WORKERS", "0")
+    with pytest.raises(SystemExit) as exit_:
+        load()
+    lines = str(exit_.value).splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == ["MLFLOW_PORT", "API_WORKERS"]
+    assert "hush" not in str(exit_.value)
+
+
+def test_the_operators_token_does_not_show() -> None:
+    assert "hush" not in repr(Settings(api_admin_token="hush"))  # noqa: S106
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0", "192.168.1.4", "::"])  # noqa: S104
+def test_published_wider_the_api_demands_a_token(bind: str) -> None:
+    with pytest.raises(SystemExit, match="API_ADMIN_TOKEN"):
+        require_operators_token(Settings(api_bind=bind))
+    require_operators_token(Settings(api_bind=bind, api_admin_token="hush"))  # noqa: S106
+    require_operators_token(Settings())

@@ -1,0 +1,153 @@
+"""Training on a real MLflow server: what a run leaves behind, and which version becomes production."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from labstack import registry, serialization
+from labstack.contract import Contract
+from labstack.registry import Roles
+from labstack.store import datasets
+from labstack.store.audit import history
+from labstack.training import config, data
+from labstack.training.train import TrainingError
+from tests.conftest import Lab, environment, free_port
+
+WORSE = {"params": {"alpha": 10_000.0}}
+BETTER = {"params": {"alpha": 0.01}}
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A model of the test's own."""
+    return str(request.node.name)[:60]
+
+
+def test_the_first_version_becomes_production(lab: Lab) -> None:
+    assert registry.all_roles(lab.client)["iris"] == Roles(production=1)
+    [move] = history(lab.engine, "iris")
+    assert (move.from_version, move.to_version, move.reason) == (None, 1, "first version of this model")
+
+
+def test_better_is_promoted_and_equal_or_worse_is_not(lab: Lab, name: str) -> None:
+    worse = {"model": name} | WORSE
+    better = {"model": name} | BETTER
+    assert [lab.train("student_exam", **changes) for changes in (worse, worse, better, worse)] == [1, 2, 3, 4]
+    assert registry.roles(lab.client, name) == Roles(production=3, previous=1)
+    newest, oldest = history(lab.engine, name)
+    assert (oldest.to_version, newest.from_version, newest.to_version) == (1, 1, 3)
+    assert "rmse" in newest.reason
+    assert "of version 1" in newest.reason
+
+
+def test_a_run_holds_parameters_metrics_and_plots(lab: Lab) -> None:
+    version = lab.client.get_model_version("iris", "1")
+    run = lab.client.get_run(str(version.run_id))
+    assert run.data.params["estimator"] == "sklearn.linear_model.LogisticRegression"
+    assert run.data.params["params.max_iter"] == "1000"
+    assert run.data.metrics.keys() == {"accuracy", "f1_macro", "log_loss"}
+    assert run.data.metrics["accuracy"] > 0.9
+    assert [file.path for file in lab.client.list_artifacts(run.info.run_id, "plots")] == ["plots/confusion_matrix.png"]
+
+
+def test_artifacts_go_through_the_server(lab: Lab) -> None:
+    experiment = lab.client.get_experiment_by_name("iris")
+    assert experiment is not None
+    assert experiment.artifact_location.startswith("mlflow-artifacts:")
+    assert list((lab.folder / "mlartifacts").rglob("model.skops"))
+    assert not (Path.cwd() / "mlartifacts").exists()
+
+
+def test_a_version_is_a_package_that_mlflow_loads_too(lab: Lab, tmp_path: Path) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts("models:/iris/1", dst_path=str(tmp_path)))
+    contract = Contract.read(folder)
+    assert [feature.name for feature in contract.features] == [
+        "sepal_length",
+        "sepal_width",
+        "petal_length",
+        "petal_width",
+    ]
+    assert contract.classes == ("setosa", "versicolor", "virginica")
+    assert not list(folder.rglob("*.pkl"))
+    loaded = mlflow.pyfunc.load_model("models:/iris/1")
+    signature = loaded.metadata.signature
+    assert signature is not None
+    assert [str(kind) for kind in signature.inputs.input_types()] == ["DataType.double"] * 4
+    assert loaded.metadata.saved_input_example_info is not None
+    features = data.load(lab.engine, config.read("iris")).test_features
+    ours = serialization.load(folder).predict(features)
+    np.testing.assert_array_equal(loaded.predict(features), ours)
+
+
+def test_the_features_ranges_are_those_of_the_training_rows(lab: Lab, tmp_path: Path) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts("models:/student_exam/1", dst_path=str(tmp_path)))
+    train = data.load(lab.engine, config.read("student_exam")).train_features
+    for feature in Contract.read(folder).features:
+        assert (feature.minimum, feature.maximum) == (train[feature.name].min(), train[feature.name].max())
+
+
+def test_a_failed_fit_registers_nothing(lab: Lab, name: str) -> None:
+    with pytest.raises(TrainingError, match="could not be fitted"):
+        lab.train("iris", model=name, params={"C": -1.0})
+    assert name not in registry.all_roles(lab.client)
+
+
+def test_an_experiment_whose_artifacts_lie_elsewhere_is_refused(lab: Lab, name: str, tmp_path: Path) -> None:
+    lab.client.create_experiment(name, artifact_location=str(tmp_path))
+    with pytest.raises(TrainingError, match=str(tmp_path)):
+        lab.train("iris", model=name)
+
+
+def run_cli(lab: Lab, *arguments: str, **settings: object) -> "subprocess.CompletedProcess[str]":
+    chosen = {"mlflow_tracking_uri": lab.tracking_uri, "lab_database_url": lab.database_url} | settings
+    return subprocess.run(
+        [sys.executable, "-m", "labstack.training.cli", "train", *arguments],
+        env=environment(**chosen),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_trains_a_file_and_says_what_became_of_it(lab: Lab, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text((config.FOLDER / "student_exam.yaml").read_text().replace("model: student_exam", f"model: {name}"))
+    done = run_cli(lab, str(path))
+    assert (done.returncode, done.stdout.startswith(f"{name} version 1 is production: rmse ")) == (0, True), done
+    messages = [line.split('"message":"')[1].split('"')[0] for line in done.stderr.splitlines()]
+    assert messages == ["rows read", "fitted", "evaluated", "registered", "promoted"]
+    again = run_cli(lab, "--if-missing", str(path))
+    assert again.stdout == f"{name} version 1 is production\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "fault"),
+    [
+        (["irish"], {}, "there are: iris, student_exam"),
+        (["iris"], {"mlflow_tracking_uri": f"http://localhost:{free_port()}"}, "cannot be reached"),
+        (["iris"], {"lab_database_url": "sqlite:////proc/nowhere/lab.db"}, "/proc/nowhere"),
+    ],
+)
+def test_the_command_fails_in_one_line(
+    lab: Lab, arguments: list[str], settings: dict[str, str], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run_cli(lab, *arguments, **settings)
+    assert done.returncode == 1
+    assert fault in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dataset_that_vanished_is_said_so(lab: Lab, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/lab.db"
+    assert run_cli(lab, "irish", lab_database_url=url).returncode == 1
+    with pytest.raises(datasets.DatasetError, match="there are: iris"):
+        lab.train("iris", data={"dataset": "gone", "target": "species"})
+
+
+def test_training_leaves_the_database_unlocked(lab: Lab) -> None:
+    with lab.engine.connect() as connection:
+        assert connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0] == 0
