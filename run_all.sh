@@ -4,12 +4,16 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PYTHONPATH=$PWD/src
 python=$PWD/.venv/bin/python
+if [[ -n ${MLFLOW_TRACKING_URI:-} ]]; then
+  echo "This lab has an MLflow server of its own: MLFLOW_TRACKING_URI of your shell is left aside." >&2
+  unset MLFLOW_TRACKING_URI
+fi
 
 up() { ## Bring the whole lab up and leave it running; what runs already is left alone
   lock
   echo "Labstack, as processes of this machine"
   step "environment" environment
-  "$python" -m labstack.local prepare
+  "$python" -m labstack.local prepare || fail "Nothing was started."
   step "database" "$python" -m labstack.store
   step "MLflow server" "$python" -m labstack.local start server_mlflow
   step "training" train_missing
@@ -46,7 +50,7 @@ predict() { ## Ask the API for one prediction; prints the curl line and its answ
 
 test() { ## [pytest arguments]: run the tests
   environment
-  "$python" -m pytest "$@"
+  "$python" -m pytest --numprocesses 2 --dist loadfile "$@"
 }
 
 lint() { ## Check style, types and shell scripts

@@ -35,7 +35,7 @@ PACKAGE_INDEX_NAMES = {"matplotlib-base": "matplotlib", "shellcheck": "shellchec
 CAUSES = (
     (r"No space left on device|os error 28|Errno 28", "the disk is full"),
     (
-        r"dns error|[Cc]onnect|network|offline|timed out|Temporary failure|Failed to fetch",
+        r"dns error|[Cc]onnect|network|offline|timed out|Temporary failure|Failed to fetch|from versions: none",
         "the package index cannot be reached",
     ),
     (r"No solution found", "no set of packages satisfies conda-cfg/environment-*.yml on this Python"),

@@ -240,10 +240,11 @@ def status() -> None:
     states = []
     for service in every:
         processes = service.processes()
-        answers = bool(processes) and service.answers()
+        crashed = bool(processes) and service.leader() is None
+        answers = bool(processes) and not crashed and service.answers()
         states.append(answers)
         memory = sum(_memory(process) for process in processes) / 2**20
-        state = "up" if answers else "not answering" if processes else "down"
+        state = "up" if answers else "crashed" if crashed else "not answering" if processes else "down"
         shown = f"{service.url}  {len(processes)} processes, {memory:.0f} MB" if processes else ""
         click.echo(f"{service.name:<14} {state:<14} {shown}".rstrip())
     sys.exit(0 if all(states) else 1)

@@ -37,7 +37,7 @@ def train_command(pipelines: tuple[str, ...], if_missing: bool) -> None:
         migrate(engine)
         for _ in datasets.load_bundled(engine):
             pass
-        client = registry.connect(configured.mlflow_tracking_uri, timeout_seconds=60, retries=3)
+        client = registry.connect(configured.mlflow_tracking_uri, timeout_seconds=60, retries=2)
         for pipeline in chosen:
             model = pipeline.model
             production = registry.roles(client, pipeline.model).production

@@ -1,0 +1,327 @@
+"""run_all.sh and the README's commands, run as a newcomer would: on a fresh copy, in a path with spaces."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from labstack.settings import ROOT, Settings
+from labstack.store import audit
+from labstack.store.database import connect
+from tests.conftest import IRIS_ROW, answers, ask, free_port
+
+README = (ROOT / "README.md").read_text()
+
+
+@dataclass
+class Copy:
+    """A copy of the project as git would clone it, with ports of its own."""
+
+    folder: Path
+    mlflow_port: int
+    api_port: int
+
+    def run(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(self.folder / "run_all.sh"), *arguments],
+            cwd="/",
+            env=self.environment() | variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    def environment(self) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("LAB_ENV_FILE", "PYTHONPATH") and not name.startswith("MLFLOW_")
+        }
+        return kept | {"MLFLOW_PORT": str(self.mlflow_port), "API_PORT": str(self.api_port)}
+
+    @property
+    def api(self) -> str:
+        return f"http://localhost:{self.api_port}"
+
+    def pids(self) -> dict[str, int]:
+        """The recorded process id of each service."""
+        return {path.stem: json.loads(path.read_text())["pid"] for path in (self.folder / ".lab/run").glob("*.json")}
+
+
+def copy_to(folder: Path) -> Copy:
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
+    for name in filter(None, tracked.decode().split("\0")):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return Copy(folder, free_port(), free_port())
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+    """A copy on which `./run_all.sh` has been called once, its output in `first.txt`."""
+    copy = copy_to(tmp_path_factory.mktemp("clones") / "a fresh clone")
+    try:
+        first = copy.run()
+        assert first.returncode == 0, first
+        (copy.folder / "first.txt").write_text(first.stdout)
+        yield copy
+    finally:
+        copy.run("down")
+
+
+def test_from_nothing_to_a_prediction(copy: Copy) -> None:
+    lines = (copy.folder / "first.txt").read_text().splitlines()
+    steps = [match.groups() for line in lines if (match := re.match(r"\[(\d)/6\] (.+?) +[\d.]+ s", line))]
+    names = ["environment", "database", "MLflow server", "training", "API", "prediction"]
+    assert steps == [(str(number), name) for number, name in enumerate(names, 1)]
+    text = "\n".join(lines)
+    assert "iris version 1 is production" in text
+    assert "student_exam version 1 is production" in text
+    [curl] = [line for line in lines if line.startswith("curl ")]
+    shown = json.loads(lines[lines.index(curl) + 1])
+    again = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout)["prediction"] == shown["prediction"]
+    assert f"API     {copy.api}" in lines
+
+
+def test_a_random_token_is_made_for_operators_and_only_its_owner_reads_it(copy: Copy) -> None:
+    env = copy.folder / ".env"
+    assert env.stat().st_mode & 0o777 == 0o600
+    assert re.search(r"^API_ADMIN_TOKEN=[0-9a-f]{48}$", env.read_text(), re.MULTILINE)
+    assert ask(f"{copy.api}/admin/reload", b"", "POST").status == 403
+
+
+def test_nothing_is_written_outside_the_ignored_places(copy: Copy) -> None:
+    written = {path.name for path in copy.folder.iterdir()}
+    tracked = {
+        name.split("/")[0] for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n")
+    }
+    assert written - tracked <= {".env", ".lab", ".venv", "first.txt"}
+    assert {path.name for path in (copy.folder / "db").iterdir()} >= {"lab.db", "mlruns.db", "mlartifacts"}
+
+
+def test_called_again_it_leaves_alone_what_runs(copy: Copy) -> None:
+    before = copy.pids()
+    again = copy.run("up", MLFLOW_TRACKING_URI="http://mlflow.example")  # another server's, from the user's shell
+    assert "MLFLOW_TRACKING_URI" in again.stderr
+    assert again.returncode == 0, again
+    assert again.stdout.count("already running") == 2
+    assert "version 2" not in again.stdout
+    assert copy.pids() == before
+
+
+def test_twice_at_once_the_second_waits(copy: Copy) -> None:
+    results: list[subprocess.CompletedProcess[str]] = []
+    threads = [threading.Thread(target=lambda: results.append(copy.run())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.returncode for result in results] == [0, 0]
+    assert "".join(result.stderr for result in results).count("waiting for it") == 1
+
+
+def test_status_and_logs_and_predict(copy: Copy) -> None:
+    status = copy.run("status")
+    assert status.returncode == 0
+    assert [line.split()[:2] for line in status.stdout.splitlines()] == [["server_mlflow", "up"], ["api", "up"]]
+    assert '"message":"prediction"' in copy.run("logs", "api").stdout
+    assert "Uvicorn running" in copy.run("logs").stdout
+    assert copy.run("logs", "cellar").stderr == "There is no service 'cellar'; there are: server_mlflow, api.\n"
+    assert copy.run("predict").stdout.startswith("curl ")
+
+
+def test_the_readmes_commands_do_what_it_shows(copy: Copy) -> None:
+    blocks = re.findall(r"```bash\n(.*?)```(?:\n\n```json\n(.*?)```)?", README, re.DOTALL)
+    assert len(blocks) >= 7
+    for command, shown in blocks:
+        if command == "./run_all.sh test\n":  # this is what it runs
+            continue
+        moved = command.replace("localhost:5001", f"localhost:{copy.mlflow_port}").replace(
+            "localhost:5002", copy.api[7:]
+        )
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", moved],
+            cwd=copy.folder,
+            env=copy.environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, (moved, done)
+        if "curl" in moved:
+            answer = json.loads(done.stdout)
+            assert "type" not in answer, answer
+            if shown:
+                expected = json.loads(shown)
+                assert shape(answer) == shape(expected)
+
+
+def shape(value: object) -> object:
+    """A JSON value without its numbers and texts."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [shape(inner) for inner in value]
+    return type(value).__name__
+
+
+def test_the_readme_lists_the_tasks_and_so_does_help(copy: Copy) -> None:
+    script = (ROOT / "run_all.sh").read_text()
+    tasks = set(re.findall(r"^([a-z]+)\(\) \{ ## ", script, re.MULTILINE))
+    assert tasks >= {"up", "down", "status", "logs", "train", "predict", "test", "lint", "clean", "help"}
+    assert {line.split()[0] for line in copy.run("help").stdout.splitlines()[1:]} == tasks
+    section = README.partition("## Tasks")[2].partition("## ")[0]
+    assert set(re.findall(r"^\| `([a-z]+)", section, re.MULTILINE)) == tasks
+
+
+def test_an_unknown_task_is_refused(copy: Copy) -> None:
+    for task in ("dance", "lock", "step", "rm -rf"):
+        refused = copy.run(task)
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            f"There is no task '{task}'. ./run_all.sh help lists them.\n",
+        )
+
+
+def history(copy: Copy) -> list[tuple[str, int]]:
+    """Every move of a production role in the copy's database."""
+    moves = audit.history(connect(f"sqlite:///{copy.folder}/db/lab.db"))
+    return [(move.model, move.to_version or 0) for move in moves]
+
+
+def test_after_a_crash_it_comes_up_again(copy: Copy) -> None:
+    for pid in copy.pids().values():
+        os.kill(pid, signal.SIGKILL)
+    assert copy.run("status").returncode == 1
+    served = history(copy)
+    up = copy.run()
+    assert up.returncode == 0, up
+    assert up.stdout.count("started: ") == 2
+    assert ask(f"{copy.api}/predict", IRIS_ROW).status == 200
+    assert history(copy) == served
+
+
+def test_a_process_id_that_went_to_somebody_else_is_not_touched(copy: Copy) -> None:
+    assert copy.run("down").returncode == 0
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+    try:
+        record = {"pid": stranger.pid, "created": psutil.Process(stranger.pid).create_time() - 1000}
+        (copy.folder / ".lab/run/api.json").write_text(json.dumps(record))
+        assert copy.run("down").stdout.splitlines() == [
+            "api            was not running",
+            "server_mlflow  was not running",
+        ]
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_port_that_is_taken_is_named_with_its_owner_and_the_setting(copy: Copy) -> None:
+    assert copy.run("down").returncode == 0
+    with socket.create_server(("127.0.0.1", copy.api_port)):
+        refused = copy.run()
+    assert refused.returncode == 1
+    message, step = refused.stderr.splitlines()
+    assert message.startswith(f"Port {copy.api_port}, which api needs, is taken by ")
+    assert f"(process {os.getpid()})" in message
+    assert "API_PORT=<port> in .env" in message
+    assert not answers(f"http://localhost:{copy.mlflow_port}/health")
+    assert step == "Nothing was started."
+
+
+def test_a_wrong_setting_stops_it_with_one_line(copy: Copy) -> None:
+    refused = copy.run("up", API_WORKERS="many")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[0].startswith("A setting is wrong: API_WORKERS")
+    assert "Traceback" not in refused.stderr
+
+
+def test_clean_asks_and_then_leaves_only_what_git_knows(copy: Copy) -> None:
+    refused = copy.run("clean")
+    assert (refused.returncode, (copy.folder / ".venv").exists()) == (1, True)
+    assert "Nothing was deleted" in refused.stderr
+    assert copy.run("clean", "--yes").returncode == 0
+    assert not answers(f"{copy.api}/health")
+    left = {str(path.relative_to(copy.folder)) for path in copy.folder.rglob("*") if path.is_file()} - {"first.txt"}
+    tracked = copy_to(copy.folder.parent / "another")
+    assert left == {str(path.relative_to(tracked.folder)) for path in tracked.folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Copy:
+    """A copy that nothing has been run in."""
+    return copy_to(tmp_path / "bare")
+
+
+def test_without_a_network_it_says_so_and_leaves_nothing(bare: Copy, tmp_path: Path) -> None:
+    proxy = "http://127.0.0.1:9"  # nobody listens there
+    variables = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy"), proxy)
+    refused = bare.run(
+        **variables, UV_CACHE_DIR=str(tmp_path / "cache"), UV_HTTP_RETRIES="0", PIP_RETRIES="0", NO_PROXY=""
+    )
+    assert refused.returncode == 1
+    message, step = refused.stderr.splitlines()
+    assert "the package index cannot be reached" in message
+    assert step == "[1/6] environment failed."
+    assert not (bare.folder / ".venv").exists()
+    assert not (bare.folder / ".lab/uv").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="a small disk is mounted, as root on Linux")
+def test_on_a_full_disk_it_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "small disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(disk)], check=True)
+    try:
+        bare = copy_to(disk / "clone")
+        refused = bare.run()
+        assert refused.returncode == 1
+        message, step = refused.stderr.splitlines()
+        assert "the disk is full" in message
+        assert step == "[1/6] environment failed."
+        assert not (bare.folder / ".venv").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_python_that_is_too_old_is_named(bare: Copy, tmp_path: Path) -> None:
+    old = tmp_path / "python3"
+    old.write_text(
+        f"#!/bin/sh\nexec '{sys.executable}' -c '"
+        'import runpy, sys; sys.version_info = (3, 9, 2, "final", 0); sys.argv = sys.argv[1:]; '
+        'runpy.run_path(sys.argv[0], run_name="__main__")\' "$@"\n'
+    )
+    old.chmod(0o755)
+    refused = bare.run("status", PYTHON=str(old))
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Labstack needs Python 3.11 or newer; ")
+    assert " is 3.9." in refused.stderr
+    missing = bare.run("status", PYTHON="/no/python")
+    assert (missing.returncode, "there is no /no/python here" in missing.stderr) == (1, True)
+
+
+def test_every_endpoint_is_in_the_readme(tmp_path: Path) -> None:
+    from labstack.api.app import create_app
+
+    rules = create_app(Settings(api_cache_dir=tmp_path)).url_map.iter_rules()
+    served = {f"{method} {rule.rule}" for rule in rules for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}}
+    assert set(re.findall(r"^\| `((?:GET|POST) /\S*)`", README, re.MULTILINE)) == served
