@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Labstack's tasks. ./run_all.sh brings the lab up; ./run_all.sh help lists the others.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+caller=$PWD
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 export PYTHONPATH=$PWD/src
 python=$PWD/.venv/bin/python
-if [[ -n ${MLFLOW_TRACKING_URI:-} ]]; then
-  echo "This lab has an MLflow server of its own: MLFLOW_TRACKING_URI of your shell is left aside." >&2
-  unset MLFLOW_TRACKING_URI
-fi
+# The lab's own addresses are never behind a proxy.
+export NO_PROXY="localhost,127.0.0.1${NO_PROXY:+,$NO_PROXY}" no_proxy="localhost,127.0.0.1${no_proxy:+,$no_proxy}"
 
-up() { ## Bring the whole lab up and leave it running; what runs already is left alone
+up() { ## Bring the whole lab up and leave it running; what runs with the same settings is left alone
+  no_arguments "$@"
   lock
   echo "Labstack, as processes of this machine"
   step "environment" environment
@@ -23,29 +24,37 @@ up() { ## Bring the whole lab up and leave it running; what runs already is left
 }
 
 down() { ## Stop the lab; models, runs and data stay
+  no_arguments "$@"
   lock
-  environment
+  existing_environment
   "$python" -m labstack.local stop
 }
 
 status() { ## Say which services run, where, and how much memory they take
-  environment
+  no_arguments "$@"
+  existing_environment
   "$python" -m labstack.local status
 }
 
 logs() { ## [service]: print the logs of server_mlflow, api, or both
-  environment
+  existing_environment
   "$python" -m labstack.local logs "$@"
 }
 
 train() { ## [pipeline...]: train pipelines of src/pipelines, by default all, or the YAML files named
   environment
-  "$python" -m labstack.training.cli train "$@"
+  "$python" -m labstack.local require-mlflow
+  local argument arguments=()
+  for argument in "$@"; do # files are the caller's
+    [[ $argument != /* && -f $caller/$argument ]] && argument=$caller/$argument
+    arguments+=("$argument")
+  done
+  "$python" -m labstack.training.cli train ${arguments[@]+"${arguments[@]}"}
 }
 
-predict() { ## Ask the API for one prediction; prints the curl line and its answer
-  environment
-  "$python" -m labstack.local predict
+predict() { ## [model]: ask the API for one prediction; prints the curl line and its answer
+  existing_environment
+  "$python" -m labstack.local predict "$@"
 }
 
 test() { ## [pytest arguments]: run the tests
@@ -54,6 +63,7 @@ test() { ## [pytest arguments]: run the tests
 }
 
 lint() { ## Check style, types and shell scripts
+  no_arguments "$@"
   environment
   "$python" -m ruff check .
   "$python" -m ruff format --check .
@@ -61,14 +71,16 @@ lint() { ## Check style, types and shell scripts
   .venv/bin/shellcheck run_all.sh .ci/run
 }
 
-clean() { ## Stop the lab and delete all it made: models, runs, database, environment, logs. Asks first
+clean() { ## [--yes]: stop the lab and delete all it made: models, runs, database, environment, logs. Asks first
   lock
   if [[ ${1:-} != --yes ]]; then
+    [[ -t 0 ]] || fail "Nothing was deleted. Without a terminal, say so at once: ./run_all.sh clean --yes"
+    local answer
     read -r -p "Delete every model, run, prediction and setting of this lab? Type yes: " answer || true
-    [[ ${answer:-} == yes ]] || fail "Nothing was deleted. Without a terminal: ./run_all.sh clean --yes"
+    [[ ${answer:-} == yes ]] || fail "Nothing was deleted."
   fi
-  [[ -x $python ]] && "$python" -m labstack.local stop
-  rm -rf .venv .env db/*.db db/*.db-shm db/*.db-wal db/mlartifacts outputs
+  if [[ -x $python ]]; then "$python" -m labstack.local stop; fi
+  rm -rf .venv .env db/*.db db/*.db-shm db/*.db-wal db/mlartifacts
   find . -name __pycache__ -type d -prune -exec rm -rf {} +
   rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .lab
 }
@@ -85,7 +97,11 @@ fail() {
   exit 1
 }
 
-# The Python that makes the environment: $PYTHON, else the first of 3.11 or newer.
+no_arguments() {
+  [[ $# -eq 0 ]] || fail "This task takes no argument '$1'."
+}
+
+# Make the environment with $PYTHON, else with the first Python of 3.11 or newer.
 environment() {
   local candidate
   if [[ -z ${PYTHON:-} ]]; then
@@ -98,6 +114,10 @@ environment() {
   fi
   command -v "${PYTHON:-python3}" >/dev/null || fail "Labstack needs Python 3.11 or newer, and there is no ${PYTHON:-python3} here."
   "${PYTHON:-python3}" conda-cfg/local_environment.py
+}
+
+existing_environment() {
+  [[ -x $python ]] || fail "There is no lab here yet. Bring it up: ./run_all.sh"
 }
 
 # One task that starts or stops things at a time: descriptor 9 holds the lock until this script ends.
@@ -121,7 +141,12 @@ step() {
   local name=$1 begun=${EPOCHREALTIME:-$SECONDS} said seconds
   shift
   step_number=$((step_number + 1))
-  said=$("$@" 9>&-) || fail "[$step_number/$steps] $name failed."
+  if [[ -t 1 ]]; then printf '[%d/%d] %s ...\r' "$step_number" "$steps" "$name"; fi
+  if [[ $name == environment ]]; then # it shows its progress
+    said=$("$@" 9>&-)
+  else
+    said=$("$@" 9>&- 2>.lab/errors) || { cat .lab/errors >&2 && false; }
+  fi || fail "[$step_number/$steps] $name failed."
   seconds=$(awk -v a="${begun/,/.}" -v b="${EPOCHREALTIME:-$SECONDS}" 'BEGIN { sub(",", ".", b); printf "%.1f", b - a }')
   [[ $said != *$'\n'* ]] || said=$'\n'$said
   printf '[%d/%d] %-14s %6s s  %s\n' "$step_number" "$steps" "$name" "$seconds" "$said"
@@ -137,7 +162,20 @@ train_missing() {
   echo "$said" | paste -sd ';' | sed 's/;/; /g'
 }
 
-task=${1:-up}
+interrupted() {
+  trap - INT
+  echo "Interrupted. What runs goes on: ./run_all.sh status shows it, ./run_all.sh down stops it." >&2
+  exit 130
+}
+
+[[ $PWD != *[?%#]* ]] || fail "Labstack cannot live in a folder whose path holds ? or % or #: $PWD"
+if [[ -n ${MLFLOW_TRACKING_URI:-} ]]; then
+  echo "This lab has an MLflow server of its own: MLFLOW_TRACKING_URI of your shell is left aside." >&2
+  unset MLFLOW_TRACKING_URI
+fi
+task=${1-up}
 [[ $# -eq 0 ]] || shift
-grep -qE "^$task\(\) \{ ## " run_all.sh || fail "There is no task '$task'. ./run_all.sh help lists them."
+case $task in -h | --help) task=help ;; esac
+sed -nE 's/^([a-z]+)\(\) \{ ## .*/\1/p' run_all.sh | grep -qxF -- "$task" || fail "There is no task '$task'. ./run_all.sh help lists them."
+trap interrupted INT
 "$task" "$@"

@@ -21,6 +21,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -55,10 +56,13 @@ def requirements(folder: Path) -> list[str]:
 
 
 def run(command: list[str]) -> tuple[int, str]:
-    """Run a command; its exit code and all it printed. A person at a terminal sees it live, progress bars included."""
+    """Run a command; its exit code and all it printed. A person at a terminal sees it live, progress bars included.
+
+    Raises KeyboardInterrupt when the command was interrupted: at a terminal only it hears of that.
+    """
     if not sys.stderr.isatty():
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-        return done.returncode, done.stdout
+        return _uninterrupted(done.returncode, done.stdout)
     os.dup2(2, 1)  # pty relays to standard output, which may be no terminal
     output = bytearray()
 
@@ -68,7 +72,13 @@ def run(command: list[str]) -> tuple[int, str]:
         return chunk
 
     status = pty.spawn(command, relay, lambda descriptor: os.read(descriptor, 1024))
-    return os.waitstatus_to_exitcode(status), output.decode(errors="replace")
+    return _uninterrupted(os.waitstatus_to_exitcode(status), output.decode(errors="replace"))
+
+
+def _uninterrupted(code: int, output: str) -> tuple[int, str]:
+    if code in (-signal.SIGINT, 128 + signal.SIGINT) or (code and ("KeyboardInterrupt" in output or "^C" in output)):
+        raise KeyboardInterrupt
+    return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
 
 
 def explain(output: str) -> str:
@@ -138,7 +148,7 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"The environment could not be made: {error.strerror} ({error.filename}).")
     except KeyboardInterrupt:
-        sys.exit("Interrupted: nothing half-made was left.")
+        sys.exit("\nInterrupted: nothing half-made was left.")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ def test_columns_come_in_the_contracts_order_whatever_the_rows_order() -> None:
         (math.nan, "is nan; a finite number is needed"),
         (-math.inf, "is -inf; a finite number is needed"),
         (10**400, "is too large a number"),
+        (1e39, "is too large a number"),
+        (-1e39, "is too large a number"),
     ],
 )
 def test_what_is_no_number_is_named(value: Any, fault: str) -> None:
@@ -72,6 +74,7 @@ def test_a_flood_of_faults_is_counted_and_cut() -> None:
     with pytest.raises(ContractError) as raised:
         to_matrix(CONTRACT, [{}] * 1000)
     assert (raised.value.count, len(raised.value.errors)) == (2000, MAX_REPORTED_ERRORS)
+    assert str(raised.value) == "a is missing; and 1999 more faults"
 
 
 @given(st.lists(json_values, min_size=1, max_size=4))

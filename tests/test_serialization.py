@@ -33,5 +33,12 @@ def test_scikit_learns_estimators_come_back_as_they_were(tmp_path: Path, estimat
 
 def test_types_from_elsewhere_are_named_and_not_loaded(tmp_path: Path) -> None:
     skops.io.dump(Surprise().fit(FEATURES, LABELS), tmp_path / serialization.FILE_NAME)
-    with pytest.raises(serialization.UntrustedTypeError, match=r"tests\.test_serialization\.Surprise"):
+    with pytest.raises(serialization.ModelFileError, match=r"tests\.test_serialization\.Surprise"):
+        serialization.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no model at all" * 100])
+def test_a_damaged_file_is_said_so(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / serialization.FILE_NAME).write_bytes(content)
+    with pytest.raises(serialization.ModelFileError, match=r"model\.skops cannot be loaded"):
         serialization.load(tmp_path)

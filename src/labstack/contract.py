@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 FILE_NAME = "contract.json"
 MAX_REPORTED_ERRORS = 100
+LARGEST = float(np.finfo(np.float32).max)  # scikit-learn's trees compute in single precision and fail beyond
 
 Matrix = npt.NDArray[np.float64]
 
@@ -66,7 +67,8 @@ class ContractError(Exception):
     def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
         self.count = len(errors)
         self.errors = list(errors[:MAX_REPORTED_ERRORS])
-        super().__init__(f"{self.count} values break the contract" if self.count > 1 else "1 value breaks the contract")
+        first = " ".join(self.errors[0])
+        super().__init__(first if self.count == 1 else f"{first}; and {self.count - 1} more faults")
 
 
 def to_matrix(contract: Contract, rows: Sequence[Any], prefix: str = "") -> Matrix:
@@ -107,9 +109,11 @@ _MISSING = object()
 def _fault(value: object) -> str | None:
     """What keeps a JSON value from being a number, or None."""
     if type(value) is float:
-        return None if math.isfinite(value) else f"is {value}; a finite number is needed"
+        if not math.isfinite(value):
+            return f"is {value}; a finite number is needed"
+        return None if abs(value) <= LARGEST else "is too large a number"
     if type(value) is int:
-        return None if abs(value) < 10**308 else "is too large a number"
+        return None if abs(value) <= LARGEST else "is too large a number"
     if value is _MISSING:
         return "is missing"
     return f"is {_kind(value)}; a number is needed"

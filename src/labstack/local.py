@@ -1,11 +1,14 @@
 """The lab as processes of this machine, for places without a container engine: start, stop and watch its services.
 
 Each service is the leader of a session of its own. `.lab/run/<service>.json` holds its process id and start time,
-so that a file left by a crash is told from a living service, and what a crash left running is found by its session.
+so that a file left by a crash is told from a living service, and what a crash left running is found by its session;
+and its port and a digest of the settings it started with, so that no command takes another lab for this one.
 """
 
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
+from urllib.parse import quote
 
 import click
 import psutil
@@ -26,18 +30,19 @@ from labstack.settings import ROOT, Settings, load
 
 STATE = ROOT / ".lab"
 START_SECONDS = 120.0
+KEPT_LOG_BYTES = 10_000_000  # a longer log is put aside at the next start
 STOP_SECONDS = 40.0  # a little longer than the services' own grace period
 
 
 @dataclass(frozen=True)
 class Service:
-    """A process of the lab: how it starts, where it listens, and which path answers 200 when it is up."""
+    """A process of the lab: how it starts, and where it listens by the settings as they are now."""
 
     name: str
     command: tuple[str, ...]
     port: int
     port_setting: str
-    health: str
+    settings_digest: str
 
     @property
     def url(self) -> str:
@@ -51,21 +56,27 @@ class Service:
     def _record(self) -> Path:
         return STATE / "run" / f"{self.name}.json"
 
-    def _recorded(self) -> tuple[int, float] | None:
-        """The process id and start time (Unix seconds) of the service as it was last started."""
+    def _recorded(self) -> dict[str, Any] | None:
+        """What was written when the service last started: `created` is in Unix seconds."""
         try:
-            recorded = json.loads(self._record.read_text())
-            return recorded["pid"], recorded["created"]
-        except (OSError, ValueError, KeyError):
+            recorded: dict[str, Any] = json.loads(self._record.read_text())
+        except (OSError, ValueError):
             return None
+        return recorded if recorded.keys() >= {"pid", "created", "port", "settings"} else None
+
+    @property
+    def recorded_port(self) -> int:
+        """The port that the service was started with."""
+        recorded = self._recorded()
+        return recorded["port"] if recorded else self.port
 
     def processes(self) -> list[psutil.Process]:
         """All living processes of the service, its first one at the head; those included that outlived it."""
         if (recorded := self._recorded()) is None:
             return []
-        session, created = recorded
+        session = recorded["pid"]
         try:
-            if abs(psutil.Process(session).create_time() - created) > 1:
+            if abs(psutil.Process(session).create_time() - recorded["created"]) > 1:
                 return []  # the number belongs to somebody else now
         except psutil.NoSuchProcess:
             pass
@@ -76,12 +87,23 @@ class Service:
         return next((process for process in self.processes() if process.pid == _session(process.pid)), None)
 
     def answers(self) -> bool:
-        """Whether the service says that it is up."""
+        """Whether the service says that it is up, on the port that it was started with."""
         try:
-            with urllib.request.urlopen(self.url + self.health, timeout=2):  # noqa: S310  # our own address
+            url = f"http://localhost:{self.recorded_port}/health"
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310  # our own address
                 return True
         except OSError:
             return False
+
+    def require(self) -> None:
+        """Exit unless the service of this lab runs where the settings say."""
+        if self.leader() is None:
+            sys.exit(f"{self.name} of this lab does not run. Start it: ./run_all.sh up")
+        if self.recorded_port != self.port:
+            sys.exit(
+                f"{self.name} of this lab runs on port {self.recorded_port}, and the settings say {self.port}. "
+                f"Write {self.port_setting}={self.recorded_port} into .env, or start it anew: ./run_all.sh up"
+            )
 
     def require_port(self) -> None:
         """Exit when somebody else listens on the service's port, naming them and the setting that moves it."""
@@ -93,11 +115,20 @@ class Service:
             )
 
     def start(self) -> str:
-        """Start the service unless it runs; returns when it answers, with a word on how. Exits when it cannot."""
-        if self.leader() is not None and self.answers():
-            return "already running"
+        """Start the service unless it runs with these settings; returns when it answers, with a word on how.
+
+        Exits when it does not come up.
+        """
+        recorded = self._recorded()
+        how = "started"
+        if recorded and self.leader() is not None and self.answers():
+            if recorded["settings"] == self.settings_digest:
+                return "already running"
+            how = "restarted with changed settings"
         self.stop()
         self.require_port()
+        if self.log.exists() and self.log.stat().st_size > KEPT_LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._record.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
@@ -111,19 +142,20 @@ class Service:
                 stderr=log,
                 start_new_session=True,
             )
-        self._record.write_text(json.dumps({"pid": process.pid, "created": psutil.Process(process.pid).create_time()}))
+        created = psutil.Process(process.pid).create_time()
+        record = {"pid": process.pid, "created": created, "port": self.port, "settings": self.settings_digest}
+        self._record.write_text(json.dumps(record))
         try:
-            up = _wait(lambda: self.answers() or process.poll() is not None, START_SECONDS) and process.poll() is None
+            in_time = _wait(lambda: self.answers() or process.poll() is not None, START_SECONDS)
         except BaseException:  # interrupted: leave nothing half-started
             self.stop()
             raise
-        if not up:
-            self.stop()
-            with self.log.open() as log:
-                log.seek(start)
-                said = [line.strip() for line in log if line.strip()] or ["it said nothing"]
-            sys.exit(f"{self.name} did not start: {said[-1][:500]} (all of it: {self.log.relative_to(ROOT)})")
-        return "started"
+        if in_time and process.poll() is None:
+            return how
+        said = self.log.read_bytes()[start:].decode(errors="replace")
+        why = _cause(said)[:500] if in_time else f"no answer from {self.url}/health within {START_SECONDS:g} seconds"
+        self.stop()
+        sys.exit(f"{self.name} did not start: {why} (its log: {self.log.relative_to(ROOT)})")
 
     def stop(self) -> bool:
         """Stop every process of the service, gracefully first; whether there was any."""
@@ -144,16 +176,20 @@ class Service:
 
 def services(settings: Settings) -> tuple[Service, ...]:
     """The lab's services, in the order in which they start."""
+    token = settings.api_admin_token.get_secret_value() if settings.api_admin_token else ""
+    digest = hashlib.sha256((settings.model_dump_json() + token).encode()).hexdigest()
+    mlflow = ("-m", "labstack.tracking_server")
+    api = ("-m", "gunicorn", "-c", "python:labstack.api.gunicorn_conf", "labstack.api.wsgi:app")
     return (
-        Service("server_mlflow", ("-m", "labstack.tracking_server"), settings.mlflow_port, "MLFLOW_PORT", "/health"),
-        Service(
-            "api",
-            ("-m", "gunicorn", "-c", "python:labstack.api.gunicorn_conf", "labstack.api.wsgi:app"),
-            settings.api_port,
-            "API_PORT",
-            "/health",
-        ),
+        Service("server_mlflow", mlflow, settings.mlflow_port, "MLFLOW_PORT", digest),
+        Service("api", api, settings.api_port, "API_PORT", digest),
     )
+
+
+def _cause(said: str) -> str:
+    """The line that tells best why a process ended: the last exception, else the last line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception): ", line)), lines[-1])
 
 
 def _session(pid: int) -> int | None:
@@ -245,7 +281,10 @@ def status() -> None:
         states.append(answers)
         memory = sum(_memory(process) for process in processes) / 2**20
         state = "up" if answers else "crashed" if crashed else "not answering" if processes else "down"
-        shown = f"{service.url}  {len(processes)} processes, {memory:.0f} MB" if processes else ""
+        port = service.recorded_port
+        shown = f"http://localhost:{port}  {len(processes)} processes, {memory:.0f} MB" if processes else ""
+        if processes and port != service.port:
+            shown += f" (the settings now say port {service.port})"
         click.echo(f"{service.name:<14} {state:<14} {shown}".rstrip())
     sys.exit(0 if all(states) else 1)
 
@@ -272,18 +311,29 @@ def logs(name: str | None) -> None:
 
 
 @main.command()
-def predict() -> None:
-    """Ask the API for one prediction of the default model: print the curl line, then its answer."""
+def require_mlflow() -> None:
+    """Exit unless the MLflow server that the settings name is this lab's, or one that they name on purpose."""
     settings = load()
+    if settings.mlflow_tracking_uri == services(settings)[0].url:
+        _choose("server_mlflow").require()
+
+
+@main.command()
+@click.argument("model", required=False)
+def predict(model: str | None) -> None:
+    """Ask the API for one prediction of a model, by default the default one: print the curl line, then its answer."""
+    settings = load()
+    _choose("api").require()
     _wait(lambda: _get(settings, "/ready")[0] != 503, 2 * settings.follow_interval_seconds)  # it may be following
-    status_code, info = _get(settings, "/model-info")
+    path = f"/models/{quote(model)}/predict" if model else "/predict"
+    status_code, answer = _get(settings, f"/model-info?model={quote(model or '')}")
     if status_code == 200:
-        body = json.dumps(info["sample"]["input"])
-        status_code, info = _get(settings, "/predict", body)
+        body = json.dumps(answer["sample"]["input"])
+        status_code, answer = _get(settings, path, body)
     if status_code != 200:
-        sys.exit(f"No prediction by {settings.default_model_name!r}: {info['detail']}")
-    line = f"curl {settings.api_url}/predict -H 'Content-Type: application/json' -d '{body}'"
-    click.echo(f"{line}\n{json.dumps(info)}")
+        sys.exit(f"No prediction: {answer['detail']}")
+    line = f"curl {settings.api_url}{path} -H 'Content-Type: application/json' -d '{body}'"
+    click.echo(f"{line}\n{json.dumps(answer)}")
 
 
 def _get(settings: Settings, path: str, body: str | None = None) -> tuple[int, Any]:
@@ -323,4 +373,4 @@ def prepare() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="./run_all.sh")

@@ -9,8 +9,8 @@ from typing import Any, TextIO
 import orjson
 import structlog
 
-# what MLflow warns of when it is imported, and that it misses pip, which nothing here needs
-NOISE = ("mlflow.types.type_hints", "mlflow.utils.environment")
+# what MLflow warns of when it is imported; that it misses pip, which nothing here needs; each retry of a call
+NOISE = ("mlflow.types.type_hints", "mlflow.utils.environment", "urllib3.connectionpool")
 FIRST = ("timestamp", "level", "message")
 
 

@@ -10,23 +10,28 @@ from labstack.errors import LabError
 FILE_NAME = "model.skops"  # as MLflow's scikit-learn flavour names it
 
 
-class UntrustedTypeError(LabError):
-    """The file holds a type from outside scikit-learn, which could do anything when it is loaded."""
+class ModelFileError(LabError):
+    """The file is damaged, or holds a type from outside scikit-learn, which could do anything when it is loaded."""
 
 
 def trusted_types(path: Path) -> list[str]:
     """The types in the file that skops does not know by itself and that we trust: scikit-learn's own, sorted.
 
-    Raises UntrustedTypeError, naming every other type in it.
+    Raises ModelFileError, naming every other type in it.
     """
     unknown = sorted(skops.io.get_untrusted_types(file=path))
     foreign = [name for name in unknown if not name.startswith("sklearn.")]
     if foreign:
-        raise UntrustedTypeError(f"{path.name} holds types that are not scikit-learn's: {', '.join(foreign)}")
+        raise ModelFileError(f"{path.name} holds types that are not scikit-learn's: {', '.join(foreign)}")
     return unknown
 
 
 def load(folder: Path) -> Any:
-    """The estimator in a version's folder. Raises UntrustedTypeError, or what skops raises for a damaged file."""
+    """The estimator in a version's folder. Raises ModelFileError."""
     path = folder / FILE_NAME
-    return skops.io.load(path, trusted=trusted_types(path))
+    try:
+        return skops.io.load(path, trusted=trusted_types(path))
+    except ModelFileError:
+        raise
+    except Exception as error:  # a damaged file may fail in any way
+        raise ModelFileError(f"{path.name} cannot be loaded: {type(error).__name__}: {error}") from error

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     max_request_rows: int = Field(10_000, ge=1, description="Rows that one prediction request may hold.")
     max_request_bytes: int = Field(4_194_304, ge=1, description="Bytes that one request's body may hold.")
     log_inputs: bool = Field(True, description="Whether the log line of a prediction holds its input.")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
 
     @property
     def api_url(self) -> str:

@@ -85,6 +85,11 @@ def test_another_content_type_is_415_and_the_right_one_is_named(client: FlaskCli
     assert "Content-Type: application/json" in problem["detail"]
 
 
+def test_a_compressed_body_is_415(client: FlaskClient) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    assert "send it plain" in refused(client, 415, data=b"{}", headers=headers)["detail"]
+
+
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/vnd.mine+json"])
 def test_json_by_another_name_is_json(client: FlaskClient, content_type: str) -> None:
     assert client.post("/predict", data=json.dumps(IRIS_ROW), content_type=content_type).status_code == 200
@@ -110,6 +115,7 @@ def test_json_by_another_name_is_json(client: FlaskClient, content_type: str) ->
         (json.dumps(IRIS_ROW | {"petal_width": -math.inf}).encode(), "petal_width", "is -inf"),
         (json.dumps(IRIS_ROW).replace("0.2", "1e999").encode(), "petal_width", "is inf"),
         (json.dumps(IRIS_ROW | {"petal_width": 10**400}).encode(), "petal_width", "finite number|too large"),
+        (json.dumps(IRIS_ROW | {"petal_width": -1e300}).encode(), "petal_width", "too large"),
         (json.dumps(IRIS_ROW | {"colour": 1}).encode(), "colour", "is not a field"),
         (
             json.dumps({"petal_width": {"a": [[[]]]}} | IRIS_ROW | {"petal_width": {}}).encode(),

@@ -1,5 +1,7 @@
 """The API as it runs: gunicorn with two workers, a real registry, real signals."""
 
+import http.client
+import json
 import os
 import signal
 import threading
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from labstack import registry
-from tests.conftest import IRIS_ROW, Lab, Relay, ask, free_port, run_api, start, wait_until
+from tests.conftest import IRIS_ROW, Lab, Process, Relay, ask, free_port, run_api, start, wait_until
 
 
 def test_every_worker_serves_and_each_prediction_is_one_log_line(lab: Lab, tmp_path: Path) -> None:
@@ -42,12 +44,23 @@ def test_tokens_and_inputs_stay_out_of_the_log_and_large_bodies_out_of_memory(la
         assert ask(f"{api.url}/admin/reload", b"", "POST", {"X-Admin-Token": token}).status == 200
         assert ask(f"{api.url}/admin/reload", b"", "POST").status == 403
         assert ask(f"{api.url}/predict", [IRIS_ROW] * 100).status == 413
+        assert chunked(api, json.dumps([IRIS_ROW] * 100).encode()) == 413
+        assert chunked(api, json.dumps(IRIS_ROW | {"petal_width": 0.3}).encode()) == 200
         assert ask(f"{api.url}/predict", IRIS_ROW | {"petal_width": 0.123454321}).status == 200
         api.stop()
     assert token not in api.log.read_text()
     assert "0.123454321" not in api.log.read_text()
-    [line] = api.lines("prediction")
-    assert "input" not in line
+    assert ["input" in line for line in api.lines("prediction")] == [False, False]
+
+
+def chunked(api: Process, body: bytes) -> int:
+    """The status that a body without a stated length is answered with."""
+    connection = http.client.HTTPConnection(api.url.removeprefix("http://"))
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/predict", iter([body]), headers, encode_chunked=True)
+    status = connection.getresponse().status
+    connection.close()
+    return status
 
 
 def test_after_a_reload_no_worker_answers_with_the_old_version(lab: Lab, tmp_path: Path, model: str) -> None:

@@ -145,8 +145,46 @@ def test_status_and_logs_and_predict(copy: Copy) -> None:
     assert [line.split()[:2] for line in status.stdout.splitlines()] == [["server_mlflow", "up"], ["api", "up"]]
     assert '"message":"prediction"' in copy.run("logs", "api").stdout
     assert "Uvicorn running" in copy.run("logs").stdout
+    assert copy.run("predict", "student_exam").stdout.startswith(f"curl {copy.api}/models/student_exam/predict ")
+    assert "'irish'" in copy.run("predict", "irish").stderr
+    assert copy.run("status", "now").stderr == "This task takes no argument 'now'.\n"
     assert copy.run("logs", "cellar").stderr == "There is no service 'cellar'; there are: server_mlflow, api.\n"
     assert copy.run("predict").stdout.startswith("curl ")
+
+
+def test_through_a_link_and_behind_a_proxy_it_works_on_its_own_folder(copy: Copy, tmp_path: Path) -> None:
+    (tmp_path / "lab").symlink_to(copy.folder / "run_all.sh")
+    linked = subprocess.run(
+        [tmp_path / "lab", "status"],
+        env=copy.environment() | {"http_proxy": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert linked.returncode == 0, linked
+    assert list(tmp_path.iterdir()) == [tmp_path / "lab"]
+
+
+def test_with_other_ports_no_task_takes_another_lab_for_this_one(copy: Copy) -> None:
+    for task in ("predict", "train"):
+        refused = copy.run(task, MLFLOW_PORT=str(free_port()), API_PORT=str(free_port()))
+        assert refused.returncode == 1
+        assert "of this lab runs on port" in refused.stderr
+    shown = copy.run("status", API_PORT="6002").stdout
+    assert f"{copy.api}  3 processes" in shown
+    assert "(the settings now say port 6002)" in shown
+
+
+def test_pipeline_files_are_those_of_the_callers_folder(copy: Copy, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: 7\n")
+    refused = subprocess.run(
+        [copy.folder / "run_all.sh", "train", "mine.yaml"],
+        cwd=tmp_path,
+        env=copy.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"Training stopped: {tmp_path}/mine.yaml: model: ")
 
 
 def test_the_readmes_commands_do_what_it_shows(copy: Copy) -> None:
@@ -170,17 +208,16 @@ def test_the_readmes_commands_do_what_it_shows(copy: Copy) -> None:
             answer = json.loads(done.stdout)
             assert "type" not in answer, answer
             if shown:
-                expected = json.loads(shown)
-                assert shape(answer) == shape(expected)
+                assert rounded(answer | {"request_id": ""}) == rounded(json.loads(shown) | {"request_id": ""})
 
 
-def shape(value: object) -> object:
-    """A JSON value without its numbers and texts."""
+def rounded(value: object) -> object:
+    """A JSON value with its numbers as the README shows them."""
     if isinstance(value, dict):
-        return {key: shape(inner) for key, inner in value.items()}
+        return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [shape(inner) for inner in value]
-    return type(value).__name__
+        return [rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def test_the_readme_lists_the_tasks_and_so_does_help(copy: Copy) -> None:
@@ -193,7 +230,8 @@ def test_the_readme_lists_the_tasks_and_so_does_help(copy: Copy) -> None:
 
 
 def test_an_unknown_task_is_refused(copy: Copy) -> None:
-    for task in ("dance", "lock", "step", "rm -rf"):
+    assert copy.run("--help").stdout == copy.run("help").stdout
+    for task in ("dance", "lock", "step", "rm -rf", "", "u.", "["):
         refused = copy.run(task)
         assert (refused.returncode, refused.stderr) == (
             1,
@@ -212,6 +250,7 @@ def test_after_a_crash_it_comes_up_again(copy: Copy) -> None:
         os.kill(pid, signal.SIGKILL)
     assert copy.run("status").returncode == 1
     served = history(copy)
+    copy.api_port = free_port()  # the API is to move
     up = copy.run()
     assert up.returncode == 0, up
     assert up.stdout.count("started: ") == 2
@@ -272,6 +311,18 @@ def bare(tmp_path: Path) -> Copy:
     return copy_to(tmp_path / "bare")
 
 
+@pytest.mark.parametrize("task", ["status", "down", "logs", "predict"])
+def test_where_no_lab_is_none_is_made(bare: Copy, task: str) -> None:
+    refused = bare.run(task)
+    assert (refused.returncode, refused.stderr) == (1, "There is no lab here yet. Bring it up: ./run_all.sh\n")
+    assert not (bare.folder / ".venv").exists()
+
+
+def test_a_path_that_databases_cannot_name_is_refused(tmp_path: Path) -> None:
+    refused = copy_to(tmp_path / "what?").run()
+    assert (refused.returncode, "cannot live in a folder" in refused.stderr) == (1, True)
+
+
 def test_without_a_network_it_says_so_and_leaves_nothing(bare: Copy, tmp_path: Path) -> None:
     proxy = "http://127.0.0.1:9"  # nobody listens there
     variables = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy"), proxy)
@@ -311,11 +362,11 @@ def test_a_python_that_is_too_old_is_named(bare: Copy, tmp_path: Path) -> None:
         'runpy.run_path(sys.argv[0], run_name="__main__")\' "$@"\n'
     )
     old.chmod(0o755)
-    refused = bare.run("status", PYTHON=str(old))
+    refused = bare.run("lint", PYTHON=str(old))
     assert refused.returncode == 1
     assert refused.stderr.startswith("Labstack needs Python 3.11 or newer; ")
     assert " is 3.9." in refused.stderr
-    missing = bare.run("status", PYTHON="/no/python")
+    missing = bare.run("lint", PYTHON="/no/python")
     assert (missing.returncode, "there is no /no/python here" in missing.stderr) == (1, True)
 
 

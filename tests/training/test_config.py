@@ -32,6 +32,11 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     assert (pipeline.split.test_fraction, pipeline.split.seed, pipeline.params) == (0.25, 42, {})
 
 
+def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    params = read(tmp_path, GOOD + "params: {min_impurity_decrease: 1e-3, max_depth: 3}").params
+    assert params == {"min_impurity_decrease": 0.001, "max_depth": 3}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [

@@ -15,7 +15,7 @@ from labstack.registry import Roles
 from labstack.store import datasets
 from labstack.store.audit import history
 from labstack.training import config, data
-from labstack.training.train import TrainingError
+from labstack.training.promotion import TrainingError
 from tests.conftest import Lab, environment, free_port
 
 WORSE = {"params": {"alpha": 10_000.0}}
@@ -31,7 +31,8 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_the_first_version_becomes_production(lab: Lab) -> None:
     assert registry.all_roles(lab.client)["iris"] == Roles(production=1)
     [move] = history(lab.engine, "iris")
-    assert (move.from_version, move.to_version, move.reason) == (None, 1, "first version of this model")
+    assert (move.from_version, move.to_version) == (None, 1)
+    assert move.reason.startswith("first version of this model, accuracy 0.9")
 
 
 def test_better_is_promoted_and_equal_or_worse_is_not(lab: Lab, name: str) -> None:
@@ -92,9 +93,38 @@ def test_the_features_ranges_are_those_of_the_training_rows(lab: Lab, tmp_path: 
 
 
 def test_a_failed_fit_registers_nothing(lab: Lab, name: str) -> None:
-    with pytest.raises(TrainingError, match="could not be fitted"):
+    with pytest.raises(TrainingError, match="LogisticRegression does not fit"):
         lab.train("iris", model=name, params={"C": -1.0})
     assert name not in registry.all_roles(lab.client)
+
+
+def test_an_estimator_that_fits_and_cannot_predict_registers_nothing(lab: Lab, name: str) -> None:
+    knn = "sklearn.neighbors.KNeighborsClassifier"
+    with pytest.raises(TrainingError, match="n_neighbors <= n_samples_fit"):
+        lab.train("iris", model=name, estimator=knn, params={"n_neighbors": 1000})
+    assert name not in registry.all_roles(lab.client)
+
+
+def test_a_model_keeps_to_its_question(lab: Lab, name: str) -> None:
+    lab.train("iris", model=name)
+    with pytest.raises(TrainingError, match=r"predicts species \(classification\).*needs a model name of its own"):
+        lab.train("student_exam", model=name)
+    assert len(lab.client.search_model_versions(f"name = '{name}'")) == 1
+
+
+def test_what_cannot_be_compared_is_not_promoted_and_says_why(lab: Lab, name: str) -> None:
+    lab.train("iris", model=name, estimator="sklearn.svm.LinearSVC", params={})
+    assert lab.train("iris", model=name, metric="log_loss") == 2
+    assert registry.roles(lab.client, name) == Roles(production=1)
+
+
+def test_a_judgement_on_rows_that_production_learnt_from_says_so(lab: Lab, name: str) -> None:
+    lab.train("student_exam", model=name, params={"alpha": 10_000.0})
+    lab.train("student_exam", model=name, split={"test_fraction": 0.25, "seed": 7})
+    [newest, _] = history(lab.engine, name)
+    assert "of version 1, which learnt from some of these rows" in newest.reason
+    lab.train("student_exam", model=name, split={"test_fraction": 0.25, "seed": 7}, params={"alpha": 0.01})
+    assert history(lab.engine, name)[0].reason.endswith("of version 2")
 
 
 def test_an_experiment_whose_artifacts_lie_elsewhere_is_refused(lab: Lab, name: str, tmp_path: Path) -> None:
@@ -117,9 +147,12 @@ def test_the_command_trains_a_file_and_says_what_became_of_it(lab: Lab, tmp_path
     path = tmp_path / "mine.yaml"
     path.write_text((config.FOLDER / "student_exam.yaml").read_text().replace("model: student_exam", f"model: {name}"))
     done = run_cli(lab, str(path))
-    assert (done.returncode, done.stdout.startswith(f"{name} version 1 is production: rmse ")) == (0, True), done
+    assert (
+        done.returncode,
+        done.stdout.startswith(f"{name} version 1 is production: first version of this model, rmse "),
+    ) == (0, True), done
     messages = [line.split('"message":"')[1].split('"')[0] for line in done.stderr.splitlines()]
-    assert messages == ["rows read", "fitted", "evaluated", "registered", "promoted"]
+    assert messages == ["rows read", "fitted and evaluated", "registered", "promoted"]
     again = run_cli(lab, "--if-missing", str(path))
     assert again.stdout == f"{name} version 1 is production\n"
 

@@ -54,7 +54,7 @@ def _answer(problem: Problem) -> Response:
 
 
 def _from_contract(error: ContractError) -> Response:
-    shown = "" if len(error.errors) == error.count else f"; the first {len(error.errors)} are named"
+    shown = "" if len(error.errors) == error.count else f", of which {len(error.errors) - 1} are named"
     return _answer(Problem(422, "contract", f"{error}{shown}.", error.errors))
 
 

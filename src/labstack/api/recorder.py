@@ -11,6 +11,8 @@ from labstack.api.serving.lineup import Served
 from labstack.api.serving.predictor import Predictions
 from labstack.contract import Matrix
 
+LOGGED_ROWS = 10  # of one request; a line of the log must stay one that people and collectors can read
+
 log = structlog.get_logger(__name__)
 
 
@@ -67,11 +69,13 @@ class Recorder:
         }
         if self._log_inputs:
             names = [feature.name for feature in served.contract.features]
-            fields["input"] = [dict(zip(names, row, strict=True)) for row in record.matrix.tolist()]
+            rows = record.matrix[:LOGGED_ROWS].tolist()
+            fields["input"] = [dict(zip(names, row, strict=True)) for row in rows]
         key = "class" if served.contract.task == "classification" else "value"
-        outputs: list[dict[str, Any]] = [{key: output} for output in record.predictions.outputs]
-        if record.predictions.probabilities is not None:
-            for output, confidence in zip(outputs, record.predictions.probabilities.max(axis=1).tolist(), strict=True):
+        outputs: list[dict[str, Any]] = [{key: output} for output in record.predictions.outputs[:LOGGED_ROWS]]
+        probabilities = record.predictions.probabilities
+        if probabilities is not None:
+            for output, confidence in zip(outputs, probabilities[:LOGGED_ROWS].max(axis=1).tolist(), strict=True):
                 output["confidence"] = confidence
         fields["prediction"] = outputs
         return fields

@@ -1,7 +1,6 @@
 """`python -m labstack.training.cli`: what a person or the training container asks of training."""
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
@@ -10,9 +9,6 @@ from labstack.errors import LabError
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
 from labstack.training import config
-
-if TYPE_CHECKING:
-    from labstack.training.train import Outcome
 
 
 @click.group()
@@ -30,7 +26,7 @@ def train_command(pipelines: tuple[str, ...], if_missing: bool) -> None:
     """
     configured = settings.load()
     logs.configure(configured.log_level, sys.stderr)
-    model = "models"
+    model = ""
     try:
         chosen = [config.read(name) for name in pipelines or config.names()]
         engine = connect(configured.lab_database_url)
@@ -39,24 +35,19 @@ def train_command(pipelines: tuple[str, ...], if_missing: bool) -> None:
             pass
         client = registry.connect(configured.mlflow_tracking_uri, timeout_seconds=60, retries=2)
         for pipeline in chosen:
-            model = pipeline.model
+            model = f" of {pipeline.model}"
             production = registry.roles(client, pipeline.model).production
             if if_missing and production is not None:
                 click.echo(f"{pipeline.model} version {production} is production")
                 continue
             from labstack.training.train import train  # seconds of imports, which nothing above needs
 
-            click.echo(_sentence(train(pipeline, client, engine), pipeline.metric))
+            outcome = train(pipeline, client, engine)
+            became = "is production" if outcome.promoted else "was not promoted"
+            click.echo(f"{outcome.model} version {outcome.version} {became}: {outcome.reason}")
     except (LabError, OSError) as error:
-        sys.exit(f"Training of {model} stopped: {error}")
-
-
-def _sentence(outcome: "Outcome", metric: str) -> str:
-    became = "is production" if outcome.promoted else "was not promoted"
-    return (
-        f"{outcome.model} version {outcome.version} {became}: {metric} {outcome.metrics[metric]:.4f} ({outcome.reason})"
-    )
+        sys.exit(f"Training{model} stopped: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="labstack")

@@ -1,6 +1,7 @@
 """The pipeline file: YAML that says how a model is made, checked before anything else happens."""
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,15 @@ METRICS = {
 
 class PipelineError(LabError):
     """A pipeline file is missing or wrong; the text names the file and each key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-3 is a number, which YAML 1.1 takes for text."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
 
 
 class Data(BaseModel):
@@ -106,7 +116,7 @@ def read(name: str) -> Pipeline:
             f"There is no pipeline {name!r}; there are: {', '.join(names())}, or a file's path."
         ) from error
     try:
-        return Pipeline.model_validate(yaml.safe_load(text))
+        return Pipeline.model_validate(yaml.load(text, _Loader))  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise PipelineError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn import metrics
 
-from labstack.training.config import METRICS, Pipeline
+from labstack.training.config import Pipeline
 
 
 def measure(pipeline: Pipeline, estimator: Any, features: pd.DataFrame, target: npt.NDArray[Any]) -> dict[str, float]:
@@ -33,12 +33,6 @@ def measure(pipeline: Pipeline, estimator: Any, features: pd.DataFrame, target: 
             metrics.log_loss(target, estimator.predict_proba(features), labels=estimator.classes_)
         )
     return found
-
-
-def is_better(pipeline: Pipeline, candidate: dict[str, float], production: dict[str, float]) -> bool:
-    """Whether the candidate's metric is truly better than production's; equal is not."""
-    mine, theirs = candidate[pipeline.metric], production[pipeline.metric]
-    return mine > theirs if METRICS[pipeline.task][pipeline.metric] else mine < theirs
 
 
 def plots(pipeline: Pipeline, estimator: Any, features: pd.DataFrame, target: npt.NDArray[Any]) -> dict[str, Figure]:

@@ -19,15 +19,11 @@ from sqlalchemy import Engine
 
 from labstack import registry, serialization
 from labstack.contract import Contract, Feature, Sample
-from labstack.errors import LabError
-from labstack.training import data, evaluate
-from labstack.training.config import METRICS, Pipeline
+from labstack.training import data, evaluate, promotion
+from labstack.training.config import Pipeline
+from labstack.training.promotion import TrainingError
 
 log = structlog.get_logger(__name__)
-
-
-class TrainingError(LabError):
-    """A training run cannot go on; the text says why. No role was moved."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +41,21 @@ class Outcome:
 def train(pipeline: Pipeline, client: MlflowClient, engine: Engine) -> Outcome:
     """Train, register, and promote the version if it is the model's first or better than production.
 
-    Production is judged anew on the same held-out rows. Raises TrainingError, DataError, DatasetError or
-    RegistryError; no role has moved then.
+    Raises LabError; no role has moved then.
     """
+    promotion.require_same_question(pipeline, client)
     split = data.load(engine, pipeline)
     log.info("rows read", model=pipeline.model, train=len(split.train_target), test=len(split.test_target))
     with registry.answering(client):
         experiment = _experiment(client, pipeline.model)
         with mlflow.start_run(experiment_id=experiment) as run:
-            estimator = _fit(pipeline, split)
-            log.info("fitted", model=pipeline.model, estimator=pipeline.estimator)
-            measured = evaluate.measure(pipeline, estimator, split.test_features, split.test_target)
-            log.info("evaluated", model=pipeline.model, **measured)
+            estimator, measured = _fit(pipeline, split)
+            log.info("fitted and evaluated", model=pipeline.model, estimator=pipeline.estimator, **measured)
             _log_run(pipeline, estimator, split, measured)
             model_id = _log_model(pipeline, client, estimator, split)
             version = _register(client, pipeline.model, model_id, run.info.run_id)
     log.info("registered", model=pipeline.model, version=version)
-    promote, reason = _judge(pipeline, client, measured, split)
+    promote, reason = promotion.judge(pipeline, client, measured, split)
     if promote:
         registry.promote(client, engine, pipeline.model, version, reason=reason)
     log.info("promoted" if promote else "not promoted", model=pipeline.model, version=version, reason=reason)
@@ -83,22 +77,22 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return str(experiment.experiment_id)
 
 
-def _fit(pipeline: Pipeline, split: data.Split) -> Any:
-    """The fitted scikit-learn pipeline: scaled features, then the estimator."""
+def _fit(pipeline: Pipeline, split: data.Split) -> tuple[Any, dict[str, float]]:
+    """The fitted scikit-learn pipeline, scaled features and then the estimator, and its metrics."""
     estimator = make_pipeline(StandardScaler(), pipeline.make_estimator())
     try:
-        return estimator.fit(split.train_features, split.train_target)
-    except ValueError as error:
-        raise TrainingError(f"{pipeline.estimator} could not be fitted: {error}") from error
+        estimator.fit(split.train_features, split.train_target)
+        return estimator, evaluate.measure(pipeline, estimator, split.test_features, split.test_target)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"{pipeline.estimator} does not fit or predict these rows: {error}") from error
 
 
 def _log_run(pipeline: Pipeline, estimator: Any, split: data.Split, measured: dict[str, float]) -> None:
     mlflow.log_params(
         {
-            "dataset": pipeline.data.dataset,
             "target": pipeline.data.target,
             "estimator": pipeline.estimator,
-            "seed": pipeline.split.seed,
+            **promotion.split_params(pipeline),
             "train_rows": len(split.train_target),
             "test_rows": len(split.test_target),
         }
@@ -161,23 +155,3 @@ def _contract(pipeline: Pipeline, estimator: Any, split: data.Split) -> Contract
             output=str(predicted) if pipeline.task == "classification" else float(predicted),
         ),
     )
-
-
-def _judge(pipeline: Pipeline, client: MlflowClient, measured: dict[str, float], split: data.Split) -> tuple[bool, str]:
-    """Whether the new version becomes production, and the reason in one sentence."""
-    production = registry.roles(client, pipeline.model).production
-    if production is None:
-        return True, "first version of this model"
-    with tempfile.TemporaryDirectory() as folder, registry.answering(client):
-        path = Path(mlflow.artifacts.download_artifacts(f"models:/{pipeline.model}/{production}", dst_path=folder))
-        try:
-            names = [feature.name for feature in Contract.read(path).features]
-            theirs = evaluate.measure(pipeline, serialization.load(path), split.test_features[names], split.test_target)
-        except (OSError, ValueError, KeyError, serialization.UntrustedTypeError) as error:
-            return False, f"cannot be compared with production version {production}: {error}"
-    better = evaluate.is_better(pipeline, measured, theirs)
-    sign = ">" if METRICS[pipeline.task][pipeline.metric] else "<"
-    comparison = (
-        f"{pipeline.metric} {measured[pipeline.metric]:.4f} {{}} {theirs[pipeline.metric]:.4f} of version {production}"
-    )
-    return better, comparison.format(sign if better else f"not {sign}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 from flask import Blueprint, g, request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from labstack import registry
 from labstack.api.problems import Problem
@@ -58,7 +59,11 @@ def _body() -> Any:
     if not request.is_json:
         sent = f"{request.mimetype!r}" if request.mimetype else "none"
         raise Problem(415, "content-type", f"The content type is {sent}; send -H 'Content-Type: application/json'.")
+    if request.content_encoding not in (None, "identity"):
+        raise Problem(415, "content-encoding", f"The body is {request.content_encoding!r}-encoded; send it plain.")
     body = request.get_data(cache=False)
+    if request.content_length is None and len(body) == request.max_content_length:
+        raise RequestEntityTooLarge  # a chunked body is cut at the limit without a word
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
