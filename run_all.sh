@@ -79,10 +79,15 @@ clean() { ## [--yes]: stop the lab and delete all it made: models, runs, databas
     read -r -p "Delete every model, run, prediction and setting of this lab? Type yes: " answer || true
     [[ ${answer:-} == yes ]] || fail "Nothing was deleted."
   fi
-  if [[ -x $python ]]; then "$python" -m labstack.local stop; fi
+  if [[ -x $python ]]; then
+    "$python" -m labstack.local stop
+  elif [[ -n $(find .lab/run -name '*.json' 2>/dev/null) ]]; then
+    fail "Services may run, and .venv, which could stop them, is gone. Nothing was deleted: ./run_all.sh up, then clean."
+  fi
   rm -rf .venv .env db/*.db db/*.db-shm db/*.db-wal db/mlartifacts
   find . -name __pycache__ -type d -prune -exec rm -rf {} +
-  rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .lab
+  rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+  find .lab -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf {} + # another call may be waiting for the lock
 }
 
 help() { ## List the tasks
@@ -101,8 +106,8 @@ no_arguments() {
   [[ $# -eq 0 ]] || fail "This task takes no argument '$1'."
 }
 
-# Make the environment with $PYTHON, else with the first Python of 3.11 or newer.
-environment() {
+# Set PYTHON, unless it is set, to the first Python of 3.11 or newer.
+find_python() {
   local candidate
   if [[ -z ${PYTHON:-} ]]; then
     for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
@@ -112,8 +117,13 @@ environment() {
       fi
     done
   fi
-  command -v "${PYTHON:-python3}" >/dev/null || fail "Labstack needs Python 3.11 or newer, and there is no ${PYTHON:-python3} here."
-  "${PYTHON:-python3}" conda-cfg/local_environment.py
+  PYTHON=${PYTHON:-python3}
+  command -v "$PYTHON" >/dev/null || fail "Labstack needs Python 3.11 or newer, and there is no $PYTHON here."
+}
+
+environment() {
+  find_python
+  "$PYTHON" conda-cfg/local_environment.py
 }
 
 existing_environment() {
@@ -122,9 +132,10 @@ existing_environment() {
 
 # One task that starts or stops things at a time: descriptor 9 holds the lock until this script ends.
 lock() {
+  find_python
   mkdir -p .lab
   exec 9>.lab/lock
-  "${PYTHON:-python3}" -c '
+  "$PYTHON" -c '
 import fcntl, sys
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)

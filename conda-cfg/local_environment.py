@@ -17,6 +17,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  # whatever Python the machine has
     )
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -88,10 +89,20 @@ def explain(output: str) -> str:
     return f"{cause} ({lines[-1][:300]})"
 
 
+def lives(record: Path) -> bool:
+    """Whether the process of a service's record lives."""
+    try:
+        os.kill(json.loads(record.read_text())["pid"], 0)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
 def find_uv(pinned: str) -> str:
     """The path of uv: on PATH, else in `.lab/uv`, where pip or, without pip, uv's own installer puts it."""
     own = STATE / "uv" / "bin" / "uv"
-    if on_path := shutil.which("uv"):
+    on_path = shutil.which("uv")
+    if on_path and not on_path.startswith(str(ENVIRONMENT)):  # an activated .venv, which is about to be made anew
         return on_path
     if own.exists():
         return str(own)
@@ -113,11 +124,13 @@ def find_uv(pinned: str) -> str:
 
 
 def make(wanted: list[str], stamp: str) -> None:
-    """Build `.venv` anew. A failure, or an interrupt, leaves none."""
+    """Build `.venv` anew. A failure, or an interrupt, leaves none. Exits when a lab runs from the one there is."""
+    if any(lives(record) for record in (STATE / "run").glob("*.json")):
+        sys.exit("The environment files changed, and the lab runs. Stop it: ./run_all.sh down; then try again.")
     uv = find_uv(next(line for line in wanted if line.startswith("uv==")))
     try:
         for command in (
-            ["venv", "--clear", "--python", sys.executable, str(ENVIRONMENT)],
+            ["venv", "--clear", "--python", getattr(sys, "_base_executable", sys.executable), str(ENVIRONMENT)],
             ["pip", "install", "--python", str(ENVIRONMENT / "bin" / "python"), *wanted],
         ):
             code, output = run([uv, *command])

@@ -8,6 +8,7 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -225,7 +226,7 @@ class Lab:
     client: MlflowClient
 
     def settings(self, **others: Any) -> Settings:
-        own = {"mlflow_tracking_uri": self.tracking_uri, "lab_database_url": self.database_url}
+        own: dict[str, Any] = {"mlflow_tracking_uri": self.tracking_uri, "lab_database_url": self.database_url}
         chosen: dict[str, Any] = own | {"api_cache_dir": self.folder / "cache"} | others
         return Settings(**chosen)
 
@@ -236,9 +237,10 @@ class Lab:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Settings of the shell that runs the tests, or that MLflow puts into the environment, must not reach them."""
     monkeypatch.setenv("LAB_ENV_FILE", os.devnull)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the API of this process has its control folder
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
         monkeypatch.delenv(name, raising=False)

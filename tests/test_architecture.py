@@ -59,3 +59,18 @@ def test_no_package_is_pinned_twice_differently() -> None:
             name, _, version = line.partition("=")
             pins.setdefault(name, set()).add(version)
     assert {name: versions for name, versions in pins.items() if len(versions) > 1} == {}
+
+
+@pytest.mark.parametrize(
+    ("room", "foreign"),
+    [
+        ("api", {"matplotlib", "mlflow.sklearn", "optuna", "pandas", "sklearn"}),
+        ("training", {"flask", "gunicorn", "werkzeug"}),
+    ],
+)
+def test_serving_brings_no_training_library_and_training_no_web_framework(room: str, foreign: set[str]) -> None:
+    for path in (PACKAGE / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not {name for name in names if name.split(".")[0] in foreign or name in foreign}, path

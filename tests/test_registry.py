@@ -1,12 +1,16 @@
 """Roles and their moves, on a real MLflow server."""
 
 import threading
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from sqlalchemy import Engine, text
 
 from labstack import registry
-from labstack.registry import RegistryError, RegistryUnreachableError, Roles
+from labstack.registry import ProductionMovedError, RegistryError, RegistryUnreachableError, Roles
 from labstack.store.audit import history
 from labstack.store.database import DatabaseError, connect
 from tests.conftest import Lab, free_port
@@ -21,13 +25,35 @@ def test_an_unknown_model_has_no_roles(lab: Lab) -> None:
     assert registry.roles(lab.client, "nobody") == Roles()
 
 
+class Failing:
+    """A client, the nth call of one of whose methods fails: before it reached the server, or after."""
+
+    def __init__(self, client: MlflowClient, method: str, nth: int = 1, *, applied: bool = False) -> None:
+        self._client, self._method, self._left, self._applied = client, method, nth, applied
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._client, name)
+        if name != self._method:
+            return real
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self._left -= 1
+            if self._left == 0:
+                if self._applied:
+                    real(*arguments, **keywords)
+                raise MlflowException("API request to http://... failed: timed out")
+            return real(*arguments, **keywords)
+
+        return call
+
+
 def test_promotion_moves_production_and_keeps_the_previous_one(lab: Lab, engine: Engine, model: str) -> None:
     registry.promote(lab.client, engine, model, 1, reason="first")
     assert registry.roles(lab.client, model) == Roles(production=1)
     registry.promote(lab.client, engine, model, 3, reason="better")
     assert registry.roles(lab.client, model) == Roles(production=3, previous=1)
     assert registry.all_roles(lab.client)[model] == Roles(production=3, previous=1)
-    assert moves(engine, model) == [("production", None, 1), ("production", 1, 3)]
+    assert moves(engine, model) == [("production", None, 1), ("production", 1, 3), ("previous", None, 1)]
 
 
 def test_the_audit_says_who_when_and_why(lab: Lab, engine: Engine, model: str) -> None:
@@ -35,7 +61,7 @@ def test_the_audit_says_who_when_and_why(lab: Lab, engine: Engine, model: str) -
     [move] = history(engine, model)
     assert (move.actor, move.reason) == (registry.actor(), "because")
     assert "@" in move.actor
-    assert move.at is not None
+    assert abs((datetime.now(UTC) - move.at).total_seconds()) < 60
 
 
 @pytest.mark.parametrize("number", [1, 9])
@@ -57,7 +83,10 @@ def test_rollback_goes_to_previous_and_back(lab: Lab, engine: Engine, model: str
     assert registry.rollback(lab.client, engine, model, reason="bad") == 1
     assert registry.roles(lab.client, model) == Roles(production=1, previous=2)
     assert registry.rollback(lab.client, engine, model, reason="not so bad") == 2
-    assert moves(engine, model)[-2:] == [("production", 2, 1), ("production", 1, 2)]
+    assert [move for move in moves(engine, model) if move[0] == "production"][-2:] == [
+        ("production", 2, 1),
+        ("production", 1, 2),
+    ]
 
 
 def test_a_canary_starts_and_stops(lab: Lab, engine: Engine, model: str) -> None:
@@ -70,7 +99,7 @@ def test_a_canary_starts_and_stops(lab: Lab, engine: Engine, model: str) -> None
     with pytest.raises(RegistryError, match="the canary already"):
         registry.start_canary(lab.client, engine, model, 3, reason="try")
     assert registry.roles(lab.client, model) == Roles(production=1, canary=2)
-    assert registry.stop_canary(lab.client, engine, model, reason="no good") == 2
+    registry.stop_canary(lab.client, engine, model, reason="no good")
     with pytest.raises(RegistryError, match="no canary"):
         registry.stop_canary(lab.client, engine, model, reason="no good")
     assert registry.roles(lab.client, model) == Roles(production=1)
@@ -92,6 +121,73 @@ def test_no_role_moves_unrecorded(lab: Lab, engine: Engine, model: str) -> None:
     assert registry.roles(lab.client, model) == Roles()
 
 
+@pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("move", "method", "nth"),
+    [
+        ("promote", "set_registered_model_alias", 1),
+        ("promote", "set_registered_model_alias", 2),
+        ("promote", "delete_registered_model_alias", 1),
+        ("rollback", "set_registered_model_alias", 1),
+        ("rollback", "set_registered_model_alias", 2),
+    ],
+)
+def test_a_move_that_fails_midway_is_undone(
+    lab: Lab, engine: Engine, model: str, move: str, method: str, nth: int, applied: bool
+) -> None:
+    registry.promote(lab.client, engine, model, 1, reason="first")
+    registry.promote(lab.client, engine, model, 2, reason="second")
+    registry.start_canary(lab.client, engine, model, 3, reason="try")
+    before, rows = registry.roles(lab.client, model), moves(engine, model)
+    failing = cast(MlflowClient, Failing(lab.client, method, nth, applied=applied))
+    with pytest.raises(RegistryUnreachableError):
+        if move == "promote":
+            registry.promote(failing, engine, model, 3, reason="cut")
+        else:
+            registry.rollback(failing, engine, model, reason="cut")
+    assert registry.roles(lab.client, model) == before
+    assert moves(engine, model) == rows
+
+
+def test_a_move_that_the_audit_missed_is_noted_with_the_next(lab: Lab, engine: Engine, model: str) -> None:
+    registry.promote(lab.client, engine, model, 1, reason="first")
+    lab.client.set_registered_model_alias(model, "production", "2")  # in the MLflow page, say
+    registry.promote(lab.client, engine, model, 3, reason="third")
+    newest, _, oldest = [move for move in history(engine, model) if move.role == "production"]
+    noted = [move for move in history(engine, model) if move.actor == "unknown"]
+    assert [(move.from_version, move.to_version) for move in (oldest, *noted, newest)] == [(None, 1), (1, 2), (2, 3)]
+
+
+def test_who_judged_by_another_production_is_refused(lab: Lab, engine: Engine, model: str) -> None:
+    registry.promote(lab.client, engine, model, 1, reason="first", instead_of=None)
+    for judged_by in (None, 3):
+        with pytest.raises(ProductionMovedError, match="is version 1 by now"):
+            registry.promote(lab.client, engine, model, 2, reason="late", instead_of=judged_by)
+    registry.promote(lab.client, engine, model, 2, reason="better", instead_of=1)
+
+
+def test_a_deleted_production_version_does_not_keep_others_from_the_role(lab: Lab, engine: Engine, model: str) -> None:
+    registry.promote(lab.client, engine, model, 1, reason="first")
+    lab.client.delete_model_version(model, "1")
+    assert registry.living_production(lab.client, model) is None
+    registry.promote(lab.client, engine, model, 2, reason="next", instead_of=None)
+    assert registry.roles(lab.client, model) == Roles(production=2)
+
+
+def test_a_rollback_to_the_canary_ends_it(lab: Lab, engine: Engine, model: str) -> None:
+    registry.promote(lab.client, engine, model, 1, reason="first")
+    registry.promote(lab.client, engine, model, 2, reason="second")
+    registry.start_canary(lab.client, engine, model, 1, reason="try the old one")
+    registry.rollback(lab.client, engine, model, reason="it is better")
+    assert registry.roles(lab.client, model) == Roles(production=1, previous=2)
+
+
+def test_a_refusal_is_not_taken_for_an_absence(lab: Lab) -> None:
+    with pytest.raises(RegistryError, match="refuses, with status 403") as raised, registry.answering(lab.client):
+        raise MlflowException("API request to endpoint x failed with error code 403 != 200")
+    assert not isinstance(raised.value, RegistryUnreachableError)
+
+
 def test_moves_that_come_at_once_happen_one_after_the_other(lab: Lab, engine: Engine, model: str) -> None:
     def promote_each() -> None:
         own = connect(str(engine.url))
@@ -106,7 +202,7 @@ def test_moves_that_come_at_once_happen_one_after_the_other(lab: Lab, engine: En
         thread.start()
     for thread in threads:
         thread.join()
-    recorded = moves(engine, model)
+    recorded = [move for move in moves(engine, model) if move[0] == "production"]
     assert len(recorded) >= 5
     assert [source for _, source, _ in recorded] == [None, *(target for _, _, target in recorded[:-1])]
     assert registry.roles(lab.client, model) == Roles(production=recorded[-1][2], previous=recorded[-1][1])

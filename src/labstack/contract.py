@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 FILE_NAME = "contract.json"
 MAX_REPORTED_ERRORS = 100
-LARGEST = float(np.finfo(np.float32).max)  # scikit-learn's trees compute in single precision and fail beyond
+LARGEST = 1e30  # scikit-learn's trees compute in single precision, after scaling, and fail beyond its 3.4e38
 
 Matrix = npt.NDArray[np.float64]
 

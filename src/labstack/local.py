@@ -26,10 +26,11 @@ from urllib.parse import quote
 import click
 import psutil
 
-from labstack.settings import ROOT, Settings, load
+from labstack.settings import LOOPBACK, ROOT, Settings, load
 
 STATE = ROOT / ".lab"
 START_SECONDS = 120.0
+BUSY_SECONDS = 20.0  # a service that lives and is busy is not broken
 KEPT_LOG_BYTES = 10_000_000  # a longer log is put aside at the next start
 STOP_SECONDS = 40.0  # a little longer than the services' own grace period
 
@@ -40,13 +41,14 @@ class Service:
 
     name: str
     command: tuple[str, ...]
+    host: str
     port: int
     port_setting: str
     settings_digest: str
 
     @property
     def url(self) -> str:
-        return f"http://localhost:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def log(self) -> Path:
@@ -89,7 +91,7 @@ class Service:
     def answers(self) -> bool:
         """Whether the service says that it is up, on the port that it was started with."""
         try:
-            url = f"http://localhost:{self.recorded_port}/health"
+            url = f"http://{self.host}:{self.recorded_port}/health"
             with urllib.request.urlopen(url, timeout=2):  # noqa: S310  # our own address
                 return True
         except OSError:
@@ -121,10 +123,13 @@ class Service:
         """
         recorded = self._recorded()
         how = "started"
-        if recorded and self.leader() is not None and self.answers():
-            if recorded["settings"] == self.settings_digest:
+        if recorded and self.leader() is not None:
+            if recorded["settings"] != self.settings_digest:
+                how = "restarted with changed settings"
+            elif _wait(self.answers, BUSY_SECONDS):
                 return "already running"
-            how = "restarted with changed settings"
+            else:
+                how = f"restarted, it gave no answer for {BUSY_SECONDS:g} seconds"
         self.stop()
         self.require_port()
         if self.log.exists() and self.log.stat().st_size > KEPT_LOG_BYTES:
@@ -181,9 +186,18 @@ def services(settings: Settings) -> tuple[Service, ...]:
     mlflow = ("-m", "labstack.tracking_server")
     api = ("-m", "gunicorn", "-c", "python:labstack.api.gunicorn_conf", "labstack.api.wsgi:app")
     return (
-        Service("server_mlflow", mlflow, settings.mlflow_port, "MLFLOW_PORT", digest),
-        Service("api", api, settings.api_port, "API_PORT", digest),
+        Service(
+            "server_mlflow", mlflow, _reached_at(settings.mlflow_host), settings.mlflow_port, "MLFLOW_PORT", digest
+        ),
+        Service("api", api, _reached_at(settings.api_bind), settings.api_port, "API_PORT", digest),
     )
+
+
+def _reached_at(bind: str) -> str:
+    """The host that this machine reaches a service by that listens on an address."""
+    if bind in (*LOOPBACK, "0.0.0.0", "::"):  # noqa: S104
+        return "localhost"
+    return f"[{bind}]" if ":" in bind else bind
 
 
 def _cause(said: str) -> str:
@@ -282,7 +296,7 @@ def status() -> None:
         memory = sum(_memory(process) for process in processes) / 2**20
         state = "up" if answers else "crashed" if crashed else "not answering" if processes else "down"
         port = service.recorded_port
-        shown = f"http://localhost:{port}  {len(processes)} processes, {memory:.0f} MB" if processes else ""
+        shown = f"http://{service.host}:{port}  {len(processes)} processes, {memory:.0f} MB" if processes else ""
         if processes and port != service.port:
             shown += f" (the settings now say port {service.port})"
         click.echo(f"{service.name:<14} {state:<14} {shown}".rstrip())
@@ -332,22 +346,24 @@ def predict(model: str | None) -> None:
         status_code, answer = _get(settings, path, body)
     if status_code != 200:
         sys.exit(f"No prediction: {answer['detail']}")
-    line = f"curl {settings.api_url}{path} -H 'Content-Type: application/json' -d '{body}'"
+    line = f"curl {_choose('api').url}{path} -H 'Content-Type: application/json' -d '{body}'"
     click.echo(f"{line}\n{json.dumps(answer)}")
 
 
 def _get(settings: Settings, path: str, body: str | None = None) -> tuple[int, Any]:
     """Status and JSON of the API's answer to a GET, or to a POST of a JSON body."""
     request = urllib.request.Request(  # noqa: S310  # our own address
-        settings.api_url + path, body.encode() if body else None, {"Content-Type": "application/json"}
+        _choose("api").url + path, body.encode() if body else None, {"Content-Type": "application/json"}
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
+    except ValueError:
+        sys.exit(f"What answers at {_choose('api').url} is not the API. Whose port is {settings.api_port}?")
     except OSError as error:
-        sys.exit(f"The API at {settings.api_url} does not answer ({error}). Start it: ./run_all.sh up")
+        sys.exit(f"The API at {_choose('api').url} does not answer ({error}). Start it: ./run_all.sh up")
 
 
 @main.command()
@@ -355,19 +371,23 @@ def addresses() -> None:
     """Print where the services are."""
     settings = load()
     click.echo(
-        f"\nMLflow  {settings.mlflow_tracking_uri}\nAPI     {settings.api_url}\n\nStop the lab: ./run_all.sh down"
+        f"\nMLflow  {settings.mlflow_tracking_uri}\nAPI     {_choose('api').url}\n\nStop the lab: ./run_all.sh down"
     )
 
 
 @main.command()
 def prepare() -> None:
-    """Make `.env` with a random operators' token, unless there is one, and see that the services' ports are free."""
+    """Put a random operators' token into `.env`, unless it has one, and see that the services' ports are free."""
     path = ROOT / ".env"
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(f"# Settings of this lab; .env.example explains each.\nAPI_ADMIN_TOKEN={token_hex(24)}\n")
-    except FileExistsError:
-        pass
+        text = path.read_text() if path.exists() else "# Settings of this lab; .env.example explains each.\n"
+        if not re.search(r"^\s*(export\s+)?API_ADMIN_TOKEN=", text, re.MULTILINE):
+            new = path.with_name(".env.new")
+            new.touch(0o600)
+            new.write_text(f"{text.rstrip()}\nAPI_ADMIN_TOKEN={token_hex(24)}\n")
+            new.replace(path)
+    except OSError as error:
+        sys.exit(f"{path} cannot be written: {error.strerror}.")
     for service in services(load()):
         service.require_port()
 

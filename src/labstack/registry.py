@@ -1,25 +1,30 @@
 """Roles: which version of a model is production, canary or previous, and the moves between them.
 
 A role is an alias of MLflow's registry, the only authority. Who writes: training and the operators' commands,
-through the functions here and nothing else. Each move holds our database's write lock from its first look at the
-aliases to its audit row, so that two moves never interleave and no move goes unrecorded: the row is written
-before the alias and taken back when the alias cannot be moved.
+through the functions here. On SQLite one move at a time holds our database's write lock from its first look at the
+aliases to its audit rows, so that two never interleave. The rows are written before the aliases are moved and
+committed after; a move that fails puts the aliases back. Whatever moved a role behind the audit's back, a person in
+the MLflow page or a move that was killed, is noted with the next move, so that each role's rows form a chain.
 """
 
 import getpass
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from types import EllipsisType
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException, RestException
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
 from labstack.errors import LabError
+from labstack.settings import without_credentials
 from labstack.store.audit import RoleMove
 from labstack.store.database import writing
 
@@ -32,6 +37,14 @@ class RegistryError(LabError):
 
 class RegistryUnreachableError(RegistryError):
     """The registry does not answer."""
+
+
+class NoSuchVersionError(RegistryError):
+    """The registry has no such version, or has it no more: an alias outlives the version that it names."""
+
+
+class ProductionMovedError(RegistryError):
+    """Production is another version than the caller judged by."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,11 @@ def answering(client: MlflowClient) -> Iterator[None]:
     except RestException as error:
         raise RegistryError(error.message) from error
     except MlflowException as error:
+        url = without_credentials(client.tracking_uri)
+        if status := re.search(r"failed with error code (\d+)", error.message):
+            raise RegistryError(f"The MLflow server at {url} refuses, with status {status[1]}.") from error
         if "API request to" in error.message:
-            raise RegistryUnreachableError(f"The MLflow server at {client.tracking_uri} cannot be reached.") from error
+            raise RegistryUnreachableError(f"The MLflow server at {url} cannot be reached.") from error
         raise RegistryError(error.message) from error
 
 
@@ -98,89 +114,91 @@ def all_roles(client: MlflowClient) -> dict[str, Roles]:
 
 
 def version(client: MlflowClient, model: str, number: int) -> ModelVersion:
-    """One version's record. Raises RegistryError when there is no such version."""
+    """One version's record. Raises NoSuchVersionError when there is none, or none any more."""
     with answering(client):
         try:
             return client.get_model_version(model, str(number))
         except RestException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise RegistryError(f"The model {model!r} has no version {number}.") from error
+                raise NoSuchVersionError(f"The model {model!r} has no version {number}.") from error
             raise
 
 
-def promote(client: MlflowClient, engine: Engine, model: str, number: int, *, reason: str) -> None:
-    """Make a version production; the one it takes the place of becomes `previous`. A canary that is promoted ends."""
-    with _move(client, engine, model) as (now, record):
-        _require_version(client, model, number)
+def living_production(client: MlflowClient, model: str) -> ModelVersion | None:
+    """The record of the production version; None when there is none, or it was deleted."""
+    number = roles(client, model).production
+    if number is None:
+        return None
+    with suppress(NoSuchVersionError):
+        return version(client, model, number)
+    return None
+
+
+def promote(
+    client: MlflowClient,
+    engine: Engine,
+    model: str,
+    number: int,
+    *,
+    reason: str,
+    instead_of: int | EllipsisType | None = ...,
+) -> None:
+    """Make a version production; the one it takes the place of becomes `previous`. A canary that is promoted ends.
+
+    `instead_of` is the production version, None for no version, that the new one was judged by; raises
+    ProductionMovedError when production is another by now. Not said, any may be.
+    """
+
+    def change(now: Roles) -> Roles:
         if now.production == number:
             raise RegistryError(f"Version {number} of {model!r} is production already.")
-        if now.production is not None:  # first, so that a stop between the two loses no version's role
-            client.set_registered_model_alias(model, PREVIOUS, str(now.production))
-        record(PRODUCTION, now.production, number, reason)
-        client.set_registered_model_alias(model, PRODUCTION, str(number))
-        if now.canary == number:
-            client.delete_registered_model_alias(model, CANARY)
+        outgoing = _living(client, model, now.production)
+        if instead_of is not ... and outgoing != instead_of:
+            raise ProductionMovedError(f"Production of {model!r} is version {outgoing} by now, not {instead_of}.")
+        _require_ready(client, model, number)
+        return Roles(number, None if now.canary == number else now.canary, outgoing)
+
+    _move(client, engine, model, change, reason)
 
 
 def rollback(client: MlflowClient, engine: Engine, model: str, *, reason: str) -> int:
     """Make `previous` production again, and today's production `previous`. The version now in production."""
-    with _move(client, engine, model) as (now, record):
+
+    def change(now: Roles) -> Roles:
         if now.previous is None or now.previous == now.production:
             raise RegistryError(f"The model {model!r} has no previous version to go back to.")
-        _require_version(client, model, now.previous)
-        record(PRODUCTION, now.production, now.previous, reason)
-        client.set_registered_model_alias(model, PRODUCTION, str(now.previous))
-        if now.production is not None:
-            client.set_registered_model_alias(model, PREVIOUS, str(now.production))
-        return now.previous
+        _require_ready(client, model, now.previous)
+        canary = None if now.canary == now.previous else now.canary
+        return Roles(now.previous, canary, _living(client, model, now.production))
+
+    return _move(client, engine, model, change, reason).production or 0
 
 
 def start_canary(client: MlflowClient, engine: Engine, model: str, number: int, *, reason: str) -> None:
     """Make a version the canary beside production."""
-    with _move(client, engine, model) as (now, record):
-        _require_version(client, model, number)
+
+    def change(now: Roles) -> Roles:
         if now.production is None:
             raise RegistryError(f"The model {model!r} has no production version for a canary to stand beside.")
         if number == now.production:
             raise RegistryError(f"Version {number} of {model!r} is production; a canary is another version.")
         if now.canary is not None:
             raise RegistryError(f"Version {now.canary} of {model!r} is the canary already; accept or reject it first.")
-        record(CANARY, None, number, reason)
-        client.set_registered_model_alias(model, CANARY, str(number))
+        _require_ready(client, model, number)
+        return replace(now, canary=number)
+
+    _move(client, engine, model, change, reason)
 
 
-def stop_canary(client: MlflowClient, engine: Engine, model: str, *, reason: str) -> int:
-    """Take the canary's role from it. The version that was the canary."""
-    with _move(client, engine, model) as (now, record):
+def stop_canary(client: MlflowClient, engine: Engine, model: str, *, reason: str) -> None:
+    """Take the canary's role from it."""
+
+    def change(now: Roles) -> Roles:
         if now.canary is None:
             raise RegistryError(f"The model {model!r} has no canary.")
-        record(CANARY, now.canary, None, reason)
-        client.delete_registered_model_alias(model, CANARY)
-        return now.canary
+        return replace(now, canary=None)
 
-
-@contextmanager
-def _move(client: MlflowClient, engine: Engine, model: str) -> Iterator[tuple[Roles, Callable[..., None]]]:
-    """One move at a time: yields the roles as they are, and the function that writes the move's audit row."""
-
-    def record(role: str, source: int | None, target: int | None, reason: str) -> None:
-        session.add(
-            RoleMove(model=model, role=role, from_version=source, to_version=target, actor=actor(), reason=reason)
-        )
-        session.flush()
-
-    with writing(engine) as session, answering(client):
-        yield roles(client, model), record
-
-
-def _roles(aliases: dict[str, str]) -> Roles:
-    return Roles(**{role: int(aliases[role]) for role in ROLES if role in aliases})
-
-
-def _require_version(client: MlflowClient, model: str, number: int) -> None:
-    status = version(client, model, number).status
-    if status != "READY":
-        raise RegistryError(f"Version {number} of {model!r} is not ready: its status is {status}.")
+    _move(client, engine, model, change, reason)
 
 
 def actor() -> str:
@@ -190,3 +208,66 @@ def actor() -> str:
     except (KeyError, OSError):  # a container's user id need not have a name
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"
+
+
+def _move(client: MlflowClient, engine: Engine, model: str, change: Callable[[Roles], Roles], reason: str) -> Roles:
+    """Move the roles to what `change` makes of them as they are; the roles then. `change` raises to refuse."""
+    with writing(engine) as session, answering(client):
+        before = roles(client, model)
+        after = change(before)
+        _record(session, model, _recorded(session, model), before, "unknown", "found moved, by none of our moves")
+        _record(session, model, before, after, actor(), reason)
+        session.flush()
+        changed = [role for role in ROLES if getattr(before, role) != getattr(after, role)]
+        try:
+            for role in changed:  # production, which is served, comes first
+                _set_alias(client, model, role, getattr(after, role))
+        except BaseException:
+            for role in changed:
+                with suppress(MlflowException):
+                    _set_alias(client, model, role, getattr(before, role))
+            raise
+    return after
+
+
+def _set_alias(client: MlflowClient, model: str, role: str, number: int | None) -> None:
+    if number is None:
+        client.delete_registered_model_alias(model, role)
+    else:
+        client.set_registered_model_alias(model, role, str(number))
+
+
+def _recorded(session: Session, model: str) -> Roles:
+    """The roles as the audit's last rows left them."""
+    query = select(RoleMove).where(RoleMove.model == model).order_by(RoleMove.id)
+    return Roles(**{move.role: move.to_version for move in session.scalars(query)})
+
+
+def _record(session: Session, model: str, before: Roles, after: Roles, who: str, reason: str) -> None:
+    """One audit row for each role that goes from one version to another."""
+    for role in ROLES:
+        source, target = getattr(before, role), getattr(after, role)
+        if source != target:
+            session.add(
+                RoleMove(model=model, role=role, from_version=source, to_version=target, actor=who, reason=reason)
+            )
+
+
+def _roles(aliases: dict[str, str]) -> Roles:
+    return Roles(**{role: int(aliases[role]) for role in ROLES if role in aliases})
+
+
+def _living(client: MlflowClient, model: str, number: int | None) -> int | None:
+    """The version, unless it was deleted: the registry gives a role to none that is gone."""
+    if number is None:
+        return None
+    with suppress(NoSuchVersionError):
+        version(client, model, number)
+        return number
+    return None
+
+
+def _require_ready(client: MlflowClient, model: str, number: int) -> None:
+    status = version(client, model, number).status
+    if status != "READY":
+        raise RegistryError(f"Version {number} of {model!r} is not ready: its status is {status}.")

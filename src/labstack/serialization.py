@@ -7,22 +7,38 @@ import skops.io
 
 from labstack.errors import LabError
 
+# What scikit-learn's estimators consist of beyond the types that skops knows: classes that compute. A rule such as
+# "all of sklearn" would let in functions that run programs.
+TRUSTED_TYPES = frozenset(
+    {
+        "sklearn._loss.loss.HalfTweedieLossIdentity",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
+        "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
+        "sklearn.gaussian_process.kernels.ConstantKernel",
+        "sklearn.gaussian_process.kernels.Product",
+        "sklearn.gaussian_process.kernels.RBF",
+        "sklearn.metrics._dist_metrics.EuclideanDistance64",
+        "sklearn.neighbors._kd_tree.KDTree",
+        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    }
+)
 FILE_NAME = "model.skops"  # as MLflow's scikit-learn flavour names it
 
 
 class ModelFileError(LabError):
-    """The file is damaged, or holds a type from outside scikit-learn, which could do anything when it is loaded."""
+    """The file is damaged, or holds a type that is not trusted, which could do anything when it is loaded."""
 
 
 def trusted_types(path: Path) -> list[str]:
-    """The types in the file that skops does not know by itself and that we trust: scikit-learn's own, sorted.
+    """The types in the file that skops does not know by itself and that we trust, sorted.
 
     Raises ModelFileError, naming every other type in it.
     """
     unknown = sorted(skops.io.get_untrusted_types(file=path))
-    foreign = [name for name in unknown if not name.startswith("sklearn.")]
+    foreign = [name for name in unknown if name not in TRUSTED_TYPES]
     if foreign:
-        raise ModelFileError(f"{path.name} holds types that are not scikit-learn's: {', '.join(foreign)}")
+        raise ModelFileError(f"{path.name} holds types that are not trusted: {', '.join(foreign)}")
     return unknown
 
 

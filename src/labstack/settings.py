@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -81,10 +82,11 @@ class Settings(BaseSettings):
     def _in_capitals(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @property
-    def api_url(self) -> str:
-        """The API's address for people on this machine."""
-        return f"http://localhost:{self.api_port}"
+
+def without_credentials(url: str) -> str:
+    """The URL as it may be shown and logged."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def require_operators_token(settings: Settings) -> None:
@@ -99,7 +101,7 @@ def require_operators_token(settings: Settings) -> None:
 def load() -> Settings:
     """The settings of this process; exits with one line a fault, naming the variable and never its value.
 
-    LAB_ENV_FILE names another file than `.env`, for a second lab from one folder.
+    LAB_ENV_FILE names another file than `.env`.
     """
     try:
         return Settings(_env_file=os.environ.get("LAB_ENV_FILE", ROOT / ".env"))

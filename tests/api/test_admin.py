@@ -1,39 +1,135 @@
-"""Operators and nobody else."""
+"""Operators and nobody else; and a reload that answers when all workers have looked."""
 
 import json
+import threading
 
 import pytest
 
+from labstack import registry
 from labstack.api.app import create_app
 from labstack.api.service import Service
-from tests.conftest import Lab
+from labstack.api.serving.control import STARTING, WorkerState
+from tests.conftest import IRIS_ROW, Lab
 
-TOKEN = "a long and random token"  # noqa: S105
+TOKEN = "ein langer, zufälliger Schlüssel"  # noqa: S105
 
 
-@pytest.mark.parametrize("token", [None, "", "a long and random toke", TOKEN + " ", "tökën"])
+def reload(lab: Lab, headers: dict[str, str], **settings: object) -> int:
+    """The status of a reload, by a worker that follows."""
+    app = create_app(lab.settings(follow_interval_seconds=600, **settings))
+    service: Service = app.extensions["labstack"]
+    service.start()
+    try:
+        return app.test_client().post("/admin/reload", headers=headers).status_code
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("token", [None, "", "ein langer", TOKEN + " ", "x" * 10_000])
 def test_without_the_token_reload_is_403(lab: Lab, token: str | None) -> None:
-    client = create_app(lab.settings(api_admin_token=TOKEN)).test_client()
-    headers = {} if token is None else {"X-Admin-Token": token}
-    answer = client.post("/admin/reload", headers=headers)
-    assert answer.status_code == 403
-    assert TOKEN not in answer.text
+    headers = {} if token is None else {"X-Admin-Token": token.encode().decode("latin-1")}
+    assert reload(lab, headers, api_admin_token=TOKEN) == 403
 
 
 def test_with_the_token_reload_answers(lab: Lab) -> None:
-    client = create_app(lab.settings(api_admin_token=TOKEN)).test_client()
-    assert client.post("/admin/reload", headers={"X-Admin-Token": TOKEN}).status_code == 200
+    headers = {"X-Admin-Token": TOKEN.encode().decode("latin-1"), "Origin": "http://elsewhere.example"}
+    assert reload(lab, headers, api_admin_token=TOKEN) == 200
 
 
-def test_on_loopback_without_a_token_reload_is_open(lab: Lab) -> None:
-    assert create_app(lab.settings()).test_client().post("/admin/reload").status_code == 200
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "127.0.0.1:5002"}, 200),
+        ({"Host": "localhost:5002", "Origin": "http://localhost:5002"}, 200),
+        ({"Host": "localhost:5002", "Origin": "http://evil.example"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "localhost.evil.example"}, 403),
+    ],
+)
+def test_without_a_token_only_this_machines_own_calls_are_answered(
+    lab: Lab, headers: dict[str, str], status: int
+) -> None:
+    assert reload(lab, headers) == status
 
 
-def test_a_worker_that_lags_is_named(lab: Lab) -> None:
-    app = create_app(lab.settings(reload_timeout_seconds=0.05))
-    service: Service = app.extensions["labstack"]
+@pytest.fixture
+def service(lab: Lab, model: str) -> Service:
+    """A worker that has looked once, serves version 1 of its default model, and looks again only when told."""
+    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    settings = lab.settings(default_model_name=model, reload_timeout_seconds=0.3)
+    service: Service = create_app(settings).extensions["labstack"]
     service.follower.sync()
+    return service
+
+
+def test_a_worker_that_lags_is_named(lab: Lab, service: Service) -> None:
+    app = create_app(service.settings)
     [state] = service.control.states()
     answer = app.test_client().post("/admin/reload")
     assert answer.status_code == 503
     assert str(state.pid) in json.loads(answer.data)["detail"]
+
+
+def test_a_worker_that_has_not_looked_yet_is_waited_for(lab: Lab, service: Service) -> None:
+    service.control.report(WorkerState(4242, STARTING, {}))
+    app = create_app(service.settings)
+    threading.Timer(0.05, service.follower.sync).start()
+    assert "4242" in json.loads(app.test_client().post("/admin/reload").data)["detail"]
+
+
+def test_without_any_worker_there_is_no_success(lab: Lab, service: Service) -> None:
+    service.control.remove()
+    assert create_app(service.settings).test_client().post("/admin/reload").status_code == 503
+
+
+def test_a_look_that_began_before_the_reload_does_not_count(
+    lab: Lab, service: Service, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The roles are read, a promotion and its reload come, the look ends: it must not stand for the reload."""
+    real = registry.all_roles
+
+    def slowly(client: object) -> object:
+        found = real(lab.client)
+        if not raised:
+            registry.promote(lab.client, lab.engine, model, 2, reason="meanwhile")
+            raised.append(service.control.raise_desired())
+        return found
+
+    raised: list[int] = []
+    monkeypatch.setattr(registry, "all_roles", slowly)
+    service.follower.sync()
+    [state] = service.control.states()
+    assert state.generation < raised[0]
+    service.follower.sync()
+    [state] = service.control.states()
+    assert (state.generation, state.versions[model]) == (raised[0], 2)
+
+
+def test_a_start_is_in_the_control_folder_before_the_first_look(
+    lab: Lab, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def look(_client: object) -> dict[str, object]:
+        seen.extend(state.generation for state in starter.control.states())
+        return {}
+
+    monkeypatch.setattr(registry, "all_roles", look)
+    starter: Service = create_app(lab.settings(api_port=4)).extensions["labstack"]
+    starter.start()
+    starter.stop()
+    assert seen[0] == STARTING
+
+
+def test_the_worker_that_is_told_of_a_promotion_serves_it(lab: Lab, model: str) -> None:
+    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    app = create_app(lab.settings(default_model_name=model, follow_interval_seconds=600))
+    service: Service = app.extensions["labstack"]
+    service.start()
+    try:
+        registry.promote(lab.client, lab.engine, model, 2, reason="second")
+        assert app.test_client().post("/admin/reload").json["workers"][0]["models"][model] == 2
+        assert app.test_client().post("/predict", json=IRIS_ROW).json["model"]["version"] == 2
+    finally:
+        service.stop()

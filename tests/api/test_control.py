@@ -35,3 +35,9 @@ def test_readers_never_see_half_a_state(tmp_path: Path) -> None:
         writer = pool.submit(lambda: list(map(control.report, [long] * 200)))
         while not writer.done():
             assert control.states() == [long]
+
+
+def test_a_counter_that_was_cleaned_away_never_falls_behind_what_workers_reached(tmp_path: Path) -> None:
+    control = Control(tmp_path)
+    control.report(WorkerState(1, 7, {}))
+    assert control.raise_desired() == 8

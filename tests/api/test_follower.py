@@ -1,6 +1,10 @@
 """Following the registry: swaps, failed loads, and what comes back after them."""
 
+import http.server
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from labstack import registry
 from labstack.api.app import create_app
 from labstack.api.service import Service
-from labstack.contract import Contract
-from tests.conftest import IRIS_ROW, Lab
+from labstack.contract import Contract, to_matrix
+from tests.conftest import IRIS_ROW, Lab, wait_until
 
 
 @pytest.fixture
@@ -24,18 +28,22 @@ def service(lab: Lab, tmp_path: Path) -> Service:
     return service
 
 
-def folder_of(service: Service, model: str, version: int) -> Path:
-    [folder] = (service.settings.api_cache_dir / model).glob(f"{version}-*")
+@pytest.fixture
+def trained(lab: Lab, service: Service) -> Iterator[str]:
+    """A model with two versions that have files of their own, version 1 in production and followed."""
+    name = f"trained_{time.monotonic_ns()}"
+    assert [lab.train("iris", model=name), lab.train("iris", model=name)] == [1, 2]
+    service.follower.sync()
+    assert service.follower.lineups[name].production.version == 1
+    yield name
+    lab.client.delete_registered_model(name)
+
+
+def stored(lab: Lab, model: str, version: int) -> Path:
+    """The folder of a version's files on the server's disk, for a test to damage."""
+    source = str(lab.client.get_model_version(model, str(version)).source).removeprefix("models:/")
+    [folder] = (lab.folder / "mlartifacts").rglob(f"{source}/artifacts")
     return folder
-
-
-def damaged(service: Service, lab: Lab, model: str) -> Path:
-    """The cached folder of version 2 while version 1 is production, for a test to damage before its promotion."""
-    registry.promote(lab.client, lab.engine, model, 2, reason="fetch it")
-    service.follower.sync()
-    registry.promote(lab.client, lab.engine, model, 1, reason="back")
-    service.follower.sync()
-    return folder_of(service, model, 2)
 
 
 def test_a_promotion_is_followed(service: Service, lab: Lab, model: str) -> None:
@@ -71,43 +79,108 @@ def test_a_model_made_anew_under_its_old_name_is_another_version(service: Servic
 @pytest.mark.parametrize("file", ["contract.json", "model.skops"])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_visible(
-    service: Service, lab: Lab, model: str, file: str, damage: str
+    service: Service, lab: Lab, trained: str, file: str, damage: str
 ) -> None:
-    path = damaged(service, lab, model) / file
+    path = stored(lab, trained, 2) / file
+    whole = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:50])
-    registry.promote(lab.client, lab.engine, model, 2, reason="bad")
+    registry.promote(lab.client, lab.engine, trained, 2, reason="bad")
     service.follower.sync()
-    assert service.follower.lineups[model].production.version == 1
-    assert f"Version 2 of '{model}' could not be loaded" in service.follower.following.load_errors[model]
+    assert service.follower.lineups[trained].production.version == 1
+    assert f"Version 2 of '{trained}' could not be loaded" in service.follower.following.load_errors[trained]
     assert "iris" in service.follower.lineups
     [state] = service.control.states()
     assert any("Version 2" in error for error in state.errors)
+    path.write_bytes(whole)
+    service.follower.sync()
+    assert service.follower.lineups[trained].production.version == 2
+    assert service.follower.following.errors == ()
 
 
-def test_a_version_that_does_not_predict_its_sample_is_refused(service: Service, lab: Lab, model: str) -> None:
-    folder = damaged(service, lab, model)
+def test_a_version_that_does_not_predict_its_sample_is_refused(service: Service, lab: Lab, trained: str) -> None:
+    folder = stored(lab, trained, 2)
     contract = Contract.read(folder)
     contract.model_copy(update={"sample": contract.sample.model_copy(update={"output": "tulip"})}).write(folder)
-    registry.promote(lab.client, lab.engine, model, 2, reason="lying")
+    registry.promote(lab.client, lab.engine, trained, 2, reason="lying")
     service.follower.sync()
-    assert service.follower.lineups[model].production.version == 1
-    assert "for its own sample, and predicted 'tulip'" in service.follower.following.load_errors[model]
+    assert service.follower.lineups[trained].production.version == 1
+    assert "for its own sample, and predicted 'tulip'" in service.follower.following.load_errors[trained]
 
 
 class Surprise(LogisticRegression):  # type: ignore[misc]
     """An estimator from outside scikit-learn."""
 
 
-def test_a_version_with_foreign_types_is_refused(service: Service, lab: Lab, model: str) -> None:
-    folder = damaged(service, lab, model)
-    skops.io.dump(Surprise(), folder / "model.skops")
-    registry.promote(lab.client, lab.engine, model, 2, reason="foreign")
+def test_a_version_with_foreign_types_is_refused(service: Service, lab: Lab, trained: str) -> None:
+    skops.io.dump(Surprise(), stored(lab, trained, 2) / "model.skops")
+    registry.promote(lab.client, lab.engine, trained, 2, reason="foreign")
+    service.follower.sync()
+    assert service.follower.lineups[trained].production.version == 1
+    assert "Surprise" in service.follower.following.load_errors[trained]
+
+
+def test_a_deleted_version_harms_no_other_model(service: Service, lab: Lab, model: str, trained: str) -> None:
+    lab.client.delete_model_version(trained, "1")  # its alias stays
+    registry.promote(lab.client, lab.engine, model, 1, reason="first")
     service.follower.sync()
     assert service.follower.lineups[model].production.version == 1
-    assert "Surprise" in service.follower.following.load_errors[model]
+    assert service.follower.following.registry_error is None
+    assert "has no version 1" in service.follower.following.load_errors[trained]
+
+
+def test_a_damaged_cache_heals_itself(service: Service, lab: Lab, trained: str) -> None:
+    for path in service.settings.api_cache_dir.glob("*/model.skops"):
+        path.write_bytes(b"damaged")
+    restarted: Service = create_app(service.settings).extensions["labstack"]
+    restarted.follower.sync()
+    assert trained in restarted.follower.following.load_errors
+    restarted.follower.sync()
+    assert restarted.follower.following.errors == ()
+    assert restarted.lineup(trained).production.version == 1
+
+
+def test_an_answer_that_is_none_of_mlflows_does_not_end_the_following(service: Service, lab: Lab) -> None:
+    class Nonsense(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"registered_models": [{"name": 3, "aliases": "none"}], "x": {}}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            misled: Service = create_app(lab.settings(mlflow_tracking_uri=url)).extensions["labstack"]
+            misled.follower.sync()
+        finally:
+            registry.connect(lab.tracking_uri)
+            server.shutdown()
+    assert misled.follower.following.registry_error is not None
+    assert misled.follower.first_look.is_set()
+
+
+def test_a_follower_that_cannot_report_goes_on_and_says_so(lab: Lab) -> None:
+    service: Service = create_app(lab.settings(follow_interval_seconds=0.1)).extensions["labstack"]
+    service.follower.start()
+    try:
+        assert service.follower.first_look.wait(10)
+        service.control.folder.rename(service.control.folder.with_name("elsewhere"))
+        wait_until(service.control.folder.exists, 10)  # made again
+        shutil.rmtree(service.control.folder)
+        service.control.folder.write_text("a file where the folder was")
+        wait_until(lambda: "cannot report" in (service.follower.following.registry_error or ""), 10)
+        service.control.folder.unlink()
+        wait_until(lambda: service.follower.following.errors == (), 10)
+    finally:
+        service.follower.stop()
 
 
 def test_a_model_that_was_never_a_package_of_ours_harms_no_other(service: Service, lab: Lab, model: str) -> None:
@@ -125,14 +198,10 @@ def test_a_vanished_cache_is_filled_again(service: Service, lab: Lab, model: str
     registry.promote(lab.client, lab.engine, model, 1, reason="first")
     service.follower.sync()
     assert service.follower.lineups[model].production.version == 1
-    assert [path.name for path in (service.settings.api_cache_dir / model).iterdir()] == [
-        folder_of(service, model, 1).name
-    ]
+    assert len(list(service.settings.api_cache_dir.iterdir())) == 1
 
 
 def test_predictions_warn_of_nothing(service: Service) -> None:
     """A scikit-learn model that was fitted on a frame warns at each array, unless it is told not to."""
     served = service.lineup("iris").production
-    from labstack.contract import to_matrix
-
     assert served.predictor.predict(to_matrix(served.contract, [IRIS_ROW])).outputs == ["setosa"]

@@ -40,6 +40,16 @@ def test_model_info_is_the_registrys(app: Flask, lab: Lab) -> None:
     assert app.test_client().get("/model-info?model=irish").status_code == 404
 
 
+def test_credentials_of_the_registry_are_not_shown(lab: Lab) -> None:
+    url = lab.tracking_uri.replace("http://", "http://me:secret@")
+    try:
+        app = create_app(lab.settings(mlflow_tracking_uri=url))
+        for path in ("/", "/health", "/ready", "/model-info"):
+            assert "secret" not in app.test_client().get(path).text
+    finally:
+        create_app(lab.settings())  # the tracking URI is the process's
+
+
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/predict", 405)])
 def test_every_error_has_the_one_shape(app: Flask, method: str, path: str, status: int) -> None:
     answer = app.test_client().open(path, method=method)

@@ -122,6 +122,7 @@ def test_a_killed_worker_is_replaced_and_reloads_go_on(lab: Lab, tmp_path: Path)
 
 def test_a_registry_that_goes_away_does_not_stop_serving_and_reload_says_so(lab: Lab, tmp_path: Path) -> None:
     with Relay(lab.tracking_uri) as relay, run_api(tmp_path, mlflow_tracking_uri=relay.url) as api:
+        assert ask(f"{api.url}/admin/reload", b"", "POST").status == 200  # each worker has looked
         relay.close()
         reload = ask(f"{api.url}/admin/reload", b"", "POST")
         assert (reload.status, relay.url in reload.json["detail"]) == (503, True)

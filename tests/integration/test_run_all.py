@@ -187,6 +187,16 @@ def test_pipeline_files_are_those_of_the_callers_folder(copy: Copy, tmp_path: Pa
     assert refused.stderr.startswith(f"Training stopped: {tmp_path}/mine.yaml: model: ")
 
 
+def test_an_environment_is_not_taken_from_under_a_running_lab(copy: Copy) -> None:
+    stamp = copy.folder / ".venv/labstack-requirements.txt"
+    made = stamp.read_text()
+    stamp.write_text(made + "another==1.0\n")
+    refused = copy.run("train")
+    assert (refused.returncode, "Stop it: ./run_all.sh down" in refused.stderr) == (1, True)
+    assert copy.run("status").returncode == 0
+    stamp.write_text(made)
+
+
 def test_the_readmes_commands_do_what_it_shows(copy: Copy) -> None:
     blocks = re.findall(r"```bash\n(.*?)```(?:\n\n```json\n(.*?)```)?", README, re.DOTALL)
     assert len(blocks) >= 7
@@ -294,21 +304,31 @@ def test_a_wrong_setting_stops_it_with_one_line(copy: Copy) -> None:
     assert "Traceback" not in refused.stderr
 
 
+@pytest.fixture
+def bare(tmp_path: Path) -> Copy:
+    """A copy that nothing has been run in."""
+    return copy_to(tmp_path / "bare")
+
+
+def test_a_token_is_added_to_settings_that_have_none(copy: Copy) -> None:
+    env = copy.folder / ".env"
+    made = env.read_text()
+    env.write_text("LOG_LEVEL=debug\n")
+    copy.run("up", API_WORKERS="many")  # goes no further than the settings
+    assert re.fullmatch(r"LOG_LEVEL=debug\nAPI_ADMIN_TOKEN=[0-9a-f]{48}\n", env.read_text())
+    env.write_text(made)
+
+
 def test_clean_asks_and_then_leaves_only_what_git_knows(copy: Copy) -> None:
     refused = copy.run("clean")
     assert (refused.returncode, (copy.folder / ".venv").exists()) == (1, True)
     assert "Nothing was deleted" in refused.stderr
     assert copy.run("clean", "--yes").returncode == 0
     assert not answers(f"{copy.api}/health")
-    left = {str(path.relative_to(copy.folder)) for path in copy.folder.rglob("*") if path.is_file()} - {"first.txt"}
+    left = {str(path.relative_to(copy.folder)) for path in copy.folder.rglob("*") if path.is_file()}
+    left -= {"first.txt", ".lab/lock"}  # another call may be waiting for the lock
     tracked = copy_to(copy.folder.parent / "another")
     assert left == {str(path.relative_to(tracked.folder)) for path in tracked.folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Copy:
-    """A copy that nothing has been run in."""
-    return copy_to(tmp_path / "bare")
 
 
 @pytest.mark.parametrize("task", ["status", "down", "logs", "predict"])
@@ -357,16 +377,17 @@ def test_on_a_full_disk_it_says_so_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_python_that_is_too_old_is_named(bare: Copy, tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text(
-        f"#!/bin/sh\nexec '{sys.executable}' -c '"
+        f"#!/bin/sh\n[ \"$1\" != -c ] || exec '{sys.executable}' \"$@\"\nexec '{sys.executable}' -c '"
         'import runpy, sys; sys.version_info = (3, 9, 2, "final", 0); sys.argv = sys.argv[1:]; '
         'runpy.run_path(sys.argv[0], run_name="__main__")\' "$@"\n'
     )
     old.chmod(0o755)
-    refused = bare.run("lint", PYTHON=str(old))
+    refused = bare.run("up", PYTHON=str(old))
     assert refused.returncode == 1
     assert refused.stderr.startswith("Labstack needs Python 3.11 or newer; ")
+    assert refused.stderr.endswith("[1/6] environment failed.\n")
     assert " is 3.9." in refused.stderr
-    missing = bare.run("lint", PYTHON="/no/python")
+    missing = bare.run("up", PYTHON="/no/python")
     assert (missing.returncode, "there is no /no/python here" in missing.stderr) == (1, True)
 
 

@@ -88,6 +88,13 @@ def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
         migrate(connect(f"sqlite:///{tmp_path}/lab.db"))
 
 
+def test_a_database_of_a_newer_labstack_is_said_so(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseError, match="newer Labstack"):
+        migrate(engine)
+
+
 def test_a_url_that_names_no_database_is_said_so() -> None:
     with pytest.raises(DatabaseError, match="LAB_DATABASE_URL"):
         connect("lab.db")

@@ -51,9 +51,9 @@ def test_leading_comments_are_the_description(engine: Engine, tmp_path: Path) ->
 
 
 def test_types_come_from_the_cells(engine: Engine, tmp_path: Path) -> None:
-    rows = load(engine, tmp_path, 'number,text,gaps,large,quoted\n1,x,,inf,"a,\nb"\n2.5e3,7,4,1,c\n')
-    assert [column.type for column in rows.columns] == ["number", "text", "number", "text", "text"]
-    assert rows.cells == [[1.0, "x", None, "inf", "a,\nb"], [2500.0, "7", 4.0, "1", "c"]]
+    rows = load(engine, tmp_path, 'number,text,gaps,large,quoted,ids\n1,x,,inf,"a,\nb",1_2\n2.5e3,7,4,1,c,3\n')
+    assert [column.type for column in rows.columns] == ["number", "text", "number", "text", "text", "text"]
+    assert rows.cells == [[1.0, "x", None, "inf", "a,\nb", "1_2"], [2500.0, "7", 4.0, "1", "c", "3"]]
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,12 @@ def test_numbers_can_be_labels(engine: Engine, tmp_path: Path) -> None:
     assert set(data.load(engine, pipeline()).test_target) == {"0", "1"}
 
 
+def test_long_numbers_stay_different_labels(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("x,y\n" + "1,1234567\n2,1234568\n3,0.5\n" * 10)
+    datasets.load_csv(engine, tmp_path / "table.csv", "table")
+    assert set(data.load(engine, pipeline()).test_target) == {"1234567", "1234568", "0.5"}
+
+
 @pytest.mark.parametrize(
     ("rows", "task", "fault"),
     [

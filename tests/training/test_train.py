@@ -11,15 +11,21 @@ from sqlalchemy import text
 
 from labstack import registry, serialization
 from labstack.contract import Contract
+from labstack.errors import LabError
 from labstack.registry import Roles
 from labstack.store import datasets
-from labstack.store.audit import history
-from labstack.training import config, data
+from labstack.store.audit import RoleMove, history
+from labstack.training import config, data, promotion
 from labstack.training.promotion import TrainingError
 from tests.conftest import Lab, environment, free_port
 
 WORSE = {"params": {"alpha": 10_000.0}}
 BETTER = {"params": {"alpha": 0.01}}
+
+
+def production_moves(lab: Lab, model: str) -> list[RoleMove]:
+    """The moves of production, newest first."""
+    return [move for move in history(lab.engine, model) if move.role == "production"]
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def test_the_first_version_becomes_production(lab: Lab) -> None:
     assert registry.all_roles(lab.client)["iris"] == Roles(production=1)
     [move] = history(lab.engine, "iris")
     assert (move.from_version, move.to_version) == (None, 1)
-    assert move.reason.startswith("first version of this model, accuracy 0.9")
+    assert move.reason.startswith("the model had no production version, accuracy 0.9")
 
 
 def test_better_is_promoted_and_equal_or_worse_is_not(lab: Lab, name: str) -> None:
@@ -40,7 +46,7 @@ def test_better_is_promoted_and_equal_or_worse_is_not(lab: Lab, name: str) -> No
     better = {"model": name} | BETTER
     assert [lab.train("student_exam", **changes) for changes in (worse, worse, better, worse)] == [1, 2, 3, 4]
     assert registry.roles(lab.client, name) == Roles(production=3, previous=1)
-    newest, oldest = history(lab.engine, name)
+    newest, oldest = production_moves(lab, name)
     assert (oldest.to_version, newest.from_version, newest.to_version) == (1, 1, 3)
     assert "rmse" in newest.reason
     assert "of version 1" in newest.reason
@@ -118,13 +124,48 @@ def test_what_cannot_be_compared_is_not_promoted_and_says_why(lab: Lab, name: st
     assert registry.roles(lab.client, name) == Roles(production=1)
 
 
+def test_two_trainings_at_once_never_let_the_worse_one_win(lab: Lab, name: str) -> None:
+    lab.train("student_exam", model=name, params={"alpha": 10_000.0})
+    pipelines = [
+        config.Pipeline.model_validate(
+            config.read("student_exam").model_dump() | {"model": name, "params": {"alpha": a}}
+        )
+        for a in (1.0, 1000.0)
+    ]
+    split = data.load(lab.engine, pipelines[0])
+    verdicts = [
+        promotion.judge(p, lab.client, {"rmse": rmse}, split) for p, rmse in zip(pipelines, (3.5, 8.8), strict=True)
+    ]
+    assert [verdict.promote for verdict in verdicts] == [True, True]  # each alone is better than version 1
+    assert [lab.train("student_exam", model=name, params={"alpha": alpha}) for alpha in (1.0, 1000.0)] == [2, 3]
+    assert registry.roles(lab.client, name).production == 2
+    with pytest.raises(registry.ProductionMovedError):
+        registry.promote(lab.client, lab.engine, name, 3, reason="late", instead_of=verdicts[1].judged_by)
+
+
+def test_a_production_version_that_was_deleted_or_damaged_is_no_dead_end(lab: Lab, name: str) -> None:
+    lab.train("iris", model=name)
+    lab.client.delete_model_version(name, "1")
+    assert lab.train("iris", model=name) == 2
+    assert registry.roles(lab.client, name).production == 2
+    source = str(lab.client.get_model_version(name, "2").source).removeprefix("models:/")
+    [stored] = (lab.folder / "mlartifacts").rglob(f"{source}/artifacts/model.skops")
+    stored.write_bytes(b"damaged")
+    try:
+        with pytest.raises(LabError, match="cannot be loaded"):
+            lab.train("iris", model=name)
+    finally:
+        lab.client.delete_registered_model(name)
+
+
 def test_a_judgement_on_rows_that_production_learnt_from_says_so(lab: Lab, name: str) -> None:
     lab.train("student_exam", model=name, params={"alpha": 10_000.0})
     lab.train("student_exam", model=name, split={"test_fraction": 0.25, "seed": 7})
-    [newest, _] = history(lab.engine, name)
+    [newest, _] = production_moves(lab, name)
     assert "of version 1, which learnt from some of these rows" in newest.reason
-    lab.train("student_exam", model=name, split={"test_fraction": 0.25, "seed": 7}, params={"alpha": 0.01})
-    assert history(lab.engine, name)[0].reason.endswith("of version 2")
+    fitter = {"estimator": "sklearn.ensemble.ExtraTreesRegressor", "params": {"random_state": 0}}
+    lab.train("student_exam", model=name, split={"test_fraction": 0.5, "seed": 7}, **fitter)
+    assert len(production_moves(lab, name)) == 2
 
 
 def test_an_experiment_whose_artifacts_lie_elsewhere_is_refused(lab: Lab, name: str, tmp_path: Path) -> None:
@@ -149,7 +190,7 @@ def test_the_command_trains_a_file_and_says_what_became_of_it(lab: Lab, tmp_path
     done = run_cli(lab, str(path))
     assert (
         done.returncode,
-        done.stdout.startswith(f"{name} version 1 is production: first version of this model, rmse "),
+        done.stdout.startswith(f"{name} version 1 is production: the model had no production version, rmse "),
     ) == (0, True), done
     messages = [line.split('"message":"')[1].split('"')[0] for line in done.stderr.splitlines()]
     assert messages == ["rows read", "fitted and evaluated", "registered", "promoted"]
@@ -174,9 +215,7 @@ def test_the_command_fails_in_one_line(
     assert "Traceback" not in done.stderr
 
 
-def test_a_dataset_that_vanished_is_said_so(lab: Lab, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/lab.db"
-    assert run_cli(lab, "irish", lab_database_url=url).returncode == 1
+def test_a_dataset_that_vanished_is_said_so(lab: Lab) -> None:
     with pytest.raises(datasets.DatasetError, match="there are: iris"):
         lab.train("iris", data={"dataset": "gone", "target": "species"})
 

@@ -1,5 +1,6 @@
 """The application factory."""
 
+import os
 import re
 import tempfile
 import uuid
@@ -36,7 +37,7 @@ def create_app(settings: Settings) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
-    control = Control(Path(tempfile.mkdtemp(prefix="labstack-api-")))
+    control = Control(Path(tempfile.gettempdir()) / f"labstack-api-{os.getuid()}-{settings.api_port}")
     app.extensions["labstack"] = Service(settings, control, Follower(settings, control), Recorder(settings.log_inputs))
     problems.register(app)
     for module in (info, predict, admin):

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,8 @@ class Logger(glogging.Logger):  # type: ignore[misc]
         self.error_log.propagate = True
 
 
-bind = f"{_settings.api_bind}:{_settings.api_port}"
+_host = f"[{_settings.api_bind}]" if ":" in _settings.api_bind else _settings.api_bind
+bind = f"{_host}:{_settings.api_port}"
 workers = _settings.api_workers
 worker_class = "gthread"
 threads = _settings.api_threads
@@ -43,8 +43,9 @@ control_socket_disable = True
 logger_class = Logger
 
 
-def when_ready(_server: Arbiter) -> None:
+def when_ready(server: Arbiter) -> None:
     """In the arbiter, before the first fork: collections must not touch, and so copy, the memory that workers share."""
+    _service(server.app.wsgi()).control.reset()
     gc.collect()
     gc.freeze()
 
@@ -67,7 +68,7 @@ def child_exit(server: Arbiter, worker: Worker) -> None:
 
 def on_exit(server: Arbiter) -> None:
     """In the arbiter, last: take the control folder away."""
-    shutil.rmtree(_service(server.app.wsgi()).control.folder, ignore_errors=True)
+    _service(server.app.wsgi()).control.remove()
 
 
 def _service(app: Any) -> "Service":

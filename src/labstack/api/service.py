@@ -9,7 +9,7 @@ from labstack.api.recorder import Recorder
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
 from labstack.api.serving.lineup import Lineup
-from labstack.settings import Settings
+from labstack.settings import Settings, without_credentials
 
 FIRST_LOOK_SECONDS = 10.0
 
@@ -40,11 +40,11 @@ class Service:
 
     def refusal(self, model: str) -> Problem:
         """Why a model without a lineup is not served."""
-        following, url = self.follower.following, self.settings.mlflow_tracking_uri
+        following, url = self.follower.following, without_credentials(self.settings.mlflow_tracking_uri)
         waiting = self.follower.waiting_seconds
         if error := following.load_errors.get(model):
             return Problem(503, "load-failed", error)
-        if waiting is not None:
+        if waiting is not None and following.registry_error is not None:
             limit = self.settings.startup_timeout_seconds
             detail = f"Waiting for the MLflow server at {url}, for {waiting:.0f} of {limit:g} seconds so far."
             return Problem(503, "starting", detail)

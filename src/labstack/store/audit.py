@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime
 
-from sqlalchemy import DateTime, Engine, select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Mapped, mapped_column
 
-from labstack.store.database import Table, reading
+from labstack.store.database import Table, UtcDateTime, reading
 
 
 class RoleMove(Table):
@@ -14,7 +14,7 @@ class RoleMove(Table):
     __tablename__ = "role_moves"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=lambda: datetime.now(UTC))
+    at: Mapped[datetime] = mapped_column(UtcDateTime, default=lambda: datetime.now(UTC))
     model: Mapped[str] = mapped_column(index=True)
     role: Mapped[str]
     from_version: Mapped[int | None]

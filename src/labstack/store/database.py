@@ -1,17 +1,19 @@
 """The engine, its transactions and its migrations.
 
-Who writes: training, the API and the operators' commands, each in short transactions. On SQLite a writing
-transaction takes the database's one write lock from its first statement (BEGIN IMMEDIATE), so that two writers
-queue instead of failing half-way; readers see the last commit and never wait (WAL).
+Who writes: training and the operators' commands. On SQLite a writing transaction takes the database's one write lock
+from its first statement (BEGIN IMMEDIATE), so that two writers queue instead of failing half-way; readers see the
+last commit and never wait (WAL).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import alembic.command
 import alembic.config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from alembic.util import CommandError
+from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -30,6 +32,16 @@ class DatabaseError(LabError):
 
 class Table(DeclarativeBase):
     pass
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment with its zone, UTC, also from SQLite, which keeps none."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
 def connect(url: str) -> Engine:
@@ -83,9 +95,12 @@ def migrate(engine: Engine) -> None:
     """
     config = alembic.config.Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    with _usable(engine), engine.execution_options(writes=True).begin() as connection:
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, "head")
+    try:
+        with _usable(engine), engine.execution_options(writes=True).begin() as connection:
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+    except CommandError as error:
+        raise DatabaseError(f"The database {engine.url!r} was made by a newer Labstack than this: {error}.") from error
 
 
 @contextmanager

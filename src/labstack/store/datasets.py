@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import JSON, DateTime, Engine, ForeignKey, func, insert, select
+from sqlalchemy import JSON, Engine, ForeignKey, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from labstack.errors import LabError
 from labstack.settings import ROOT
-from labstack.store.database import Table, reading, writing
+from labstack.store.database import Table, UtcDateTime, reading, writing
 
 BUNDLED = ROOT / "db" / "datasets"
 
@@ -35,7 +35,7 @@ class Dataset(Table):
     description: Mapped[str]
     columns: Mapped[list[dict[str, str]]] = mapped_column(JSON)  # [{"name": ..., "type": "number" | "text"}], in order
     source_sha256: Mapped[str]
-    loaded_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    loaded_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class DatasetRow(Table):
@@ -44,7 +44,7 @@ class DatasetRow(Table):
     id: Mapped[int] = mapped_column(primary_key=True)
     dataset_id: Mapped[int] = mapped_column(ForeignKey("datasets.id"), index=True)
     cells: Mapped[list[Cell]] = mapped_column(JSON)  # in the order of the dataset's columns
-    added_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    added_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,15 @@ def _read_csv(path: Path) -> tuple[str, Rows]:
 
 def _convert(texts: list[str]) -> tuple[Literal["number", "text"], list[Any]]:
     try:
-        numbers = [float(text) if text.strip() else None for text in texts]
+        numbers = [_number(text) if text.strip() else None for text in texts]
     except ValueError:
         return "text", [text or None for text in texts]
-    if all(number is None or math.isfinite(number) for number in numbers):
-        return "number", numbers
-    return "text", [text or None for text in texts]
+    return "number", numbers
+
+
+def _number(text: str) -> float:
+    """A finite number; Python's own `1_000`, `inf` and `nan` are text."""
+    number = float(text)
+    if "_" in text or not math.isfinite(number):
+        raise ValueError(text)
+    return number

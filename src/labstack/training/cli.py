@@ -33,12 +33,12 @@ def train_command(pipelines: tuple[str, ...], if_missing: bool) -> None:
         migrate(engine)
         for _ in datasets.load_bundled(engine):
             pass
-        client = registry.connect(configured.mlflow_tracking_uri, timeout_seconds=60, retries=2)
+        client = registry.connect(configured.mlflow_tracking_uri, timeout_seconds=20, retries=2)
         for pipeline in chosen:
             model = f" of {pipeline.model}"
-            production = registry.roles(client, pipeline.model).production
+            production = registry.living_production(client, pipeline.model)
             if if_missing and production is not None:
-                click.echo(f"{pipeline.model} version {production} is production")
+                click.echo(f"{pipeline.model} version {production.version} is production")
                 continue
             from labstack.training.train import train  # seconds of imports, which nothing above needs
 

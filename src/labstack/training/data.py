@@ -66,10 +66,15 @@ def load(engine: Engine, pipeline: Pipeline) -> Split:
 
 
 def _labels(column: "pd.Series[Any]") -> npt.NDArray[np.str_]:
-    labels = np.array([f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in column])
+    labels = np.array([_label(cell) for cell in column])
     if len(np.unique(labels)) < 2:
         raise DataError(f"The target {column.name!r} has one class only.")
     return labels
+
+
+def _label(cell: str | float) -> str:
+    """A class by its name; a whole number without its point."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
 def _numbers(column: "pd.Series[Any]") -> npt.NDArray[np.float64]:

@@ -24,6 +24,7 @@ class Incumbent:
     """Today's production version, its files in a folder."""
 
     version: int
+    run_id: str | None
     contract: Contract
     folder: Path
 
@@ -41,27 +42,37 @@ def require_same_question(pipeline: Pipeline, client: MlflowClient) -> None:
             )
 
 
-def judge(pipeline: Pipeline, client: MlflowClient, measured: dict[str, float], split: data.Split) -> tuple[bool, str]:
-    """Whether the new version becomes production, judged beside it on the same held-out rows; and why."""
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a new version becomes production, why, and which version it was judged by, if there was one."""
+
+    promote: bool
+    reason: str
+    judged_by: int | None
+
+
+def judge(pipeline: Pipeline, client: MlflowClient, measured: dict[str, float], split: data.Split) -> Verdict:
+    """Judge a new version beside production, on the same held-out rows."""
     metric = pipeline.metric
     mine = measured[metric]
     with _incumbent(client, pipeline.model) as incumbent:
         if incumbent is None:
-            return True, f"first version of this model, {metric} {mine:.4f}"
+            return Verdict(True, f"the model had no production version, {metric} {mine:.4f}", None)
         other = f"version {incumbent.version}"
         names = [feature.name for feature in incumbent.contract.features]
         if set(names) != set(split.test_features):
-            return False, f"{other} takes other fields, {', '.join(names)}, so the two cannot be compared"
+            reason = f"{other} takes other fields, {', '.join(names)}, so the two cannot be compared"
+            return Verdict(False, reason, incumbent.version)
         estimator = serialization.load(incumbent.folder)
         theirs = evaluate.measure(pipeline, estimator, split.test_features[names], split.test_target)
     if metric not in theirs:
-        return False, f"{other} gives no {metric} to compare with"
+        return Verdict(False, f"{other} gives no {metric} to compare with", incumbent.version)
     more_is_better = METRICS[pipeline.task][metric]
     better = mine > theirs[metric] if more_is_better else mine < theirs[metric]
     sign = (">" if more_is_better else "<") if better else ("not >" if more_is_better else "not <")
     fair = _held_back(pipeline, client, incumbent)
     note = "" if fair else ", which learnt from some of these rows: its split was another"
-    return better, f"{metric} {mine:.4f} {sign} {theirs[metric]:.4f} of {other}{note}"
+    return Verdict(better, f"{metric} {mine:.4f} {sign} {theirs[metric]:.4f} of {other}{note}", incumbent.version)
 
 
 def split_params(pipeline: Pipeline) -> dict[str, str]:
@@ -76,23 +87,23 @@ def split_params(pipeline: Pipeline) -> dict[str, str]:
 def _held_back(pipeline: Pipeline, client: MlflowClient, incumbent: Incumbent) -> bool:
     """Whether production was held back from the rows that it is judged on now."""
     with registry.answering(client):
-        run_id = registry.version(client, pipeline.model, incumbent.version).run_id
-        params = client.get_run(run_id).data.params if run_id else {}
+        params = client.get_run(incumbent.run_id).data.params if incumbent.run_id else {}
     return split_params(pipeline).items() <= params.items()
 
 
 @contextmanager
 def _incumbent(client: MlflowClient, model: str) -> Iterator[Incumbent | None]:
     """Production with its files, for as long as the context lasts; None when there is none."""
-    version = registry.roles(client, model).production
-    if version is None:
+    record = registry.living_production(client, model)
+    if record is None:
         yield None
         return
+    version = int(record.version)
     with tempfile.TemporaryDirectory() as folder:
         try:
             with registry.answering(client):
-                path = Path(artifacts.download_artifacts(f"models:/{model}/{version}", dst_path=folder))
+                path = Path(artifacts.download_artifacts(str(record.source), dst_path=folder))
             contract = Contract.read(path)
         except (OSError, ValueError) as error:
             raise TrainingError(f"Production version {version} of {model!r} cannot be read: {error}") from error
-        yield Incumbent(version, contract, path)
+        yield Incumbent(version, record.run_id, contract, path)

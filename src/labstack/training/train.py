@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,30 @@ def train(pipeline: Pipeline, client: MlflowClient, engine: Engine) -> Outcome:
             model_id = _log_model(pipeline, client, estimator, split)
             version = _register(client, pipeline.model, model_id, run.info.run_id)
     log.info("registered", model=pipeline.model, version=version)
-    promote, reason = promotion.judge(pipeline, client, measured, split)
-    if promote:
-        registry.promote(client, engine, pipeline.model, version, reason=reason)
-    log.info("promoted" if promote else "not promoted", model=pipeline.model, version=version, reason=reason)
-    return Outcome(pipeline.model, version, run.info.run_id, measured, promote, reason)
+    verdict = _judge_and_promote(pipeline, client, engine, version, measured, split)
+    message = "promoted" if verdict.promote else "not promoted"
+    log.info(message, model=pipeline.model, version=version, reason=verdict.reason)
+    return Outcome(pipeline.model, version, run.info.run_id, measured, verdict.promote, verdict.reason)
+
+
+def _judge_and_promote(
+    pipeline: Pipeline,
+    client: MlflowClient,
+    engine: Engine,
+    version: int,
+    measured: dict[str, float],
+    split: data.Split,
+) -> promotion.Verdict:
+    """Judge the version by production, and again whenever another training has moved production meanwhile."""
+    while True:
+        verdict = promotion.judge(pipeline, client, measured, split)
+        if not verdict.promote:
+            return verdict
+        with suppress(registry.ProductionMovedError):
+            registry.promote(
+                client, engine, pipeline.model, version, reason=verdict.reason, instead_of=verdict.judged_by
+            )
+            return verdict
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

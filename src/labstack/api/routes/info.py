@@ -6,6 +6,7 @@ from flask import Blueprint, request
 
 from labstack import registry
 from labstack.api.service import service
+from labstack.settings import without_credentials
 
 blueprint = Blueprint("info", __name__)
 
@@ -22,7 +23,7 @@ def welcome() -> dict[str, Any]:
             "model_info": "/model-info",
             "health": "/health",
             "ready": "/ready",
-            "mlflow": service().settings.mlflow_tracking_uri,
+            "mlflow": without_credentials(service().settings.mlflow_tracking_uri),
         },
     }
 
@@ -32,20 +33,18 @@ def health() -> dict[str, Any]:
     """Alive, what is loaded, and what keeps this worker from following the registry, if anything does."""
     follower = service().follower
     following = follower.following
-    errors = [following.registry_error] if following.registry_error else []
-    errors += following.load_errors.values()
     starting = follower.waiting_seconds is not None
     return {
-        "status": "starting" if starting else "degraded" if errors else "ok",
+        "status": "starting" if starting else "degraded" if following.errors else "ok",
         "models": {
             model: {registry.PRODUCTION: lineup.production.version} for model, lineup in follower.lineups.items()
         },
         "registry": {
-            "url": service().settings.mlflow_tracking_uri,
+            "url": without_credentials(service().settings.mlflow_tracking_uri),
             "reachable": following.registry_error is None,
             "last_contact": following.last_contact,
         },
-        "errors": errors,
+        "errors": following.errors,
     }
 
 

@@ -8,6 +8,7 @@ file of a worker that is gone. Files are replaced whole, so that readers never s
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,15 @@ class Control:
         self.folder = folder
         self._desired = folder / "desired"
 
+    def reset(self) -> None:
+        """Begin with an empty folder. Called once, when the port is ours and so the folder, which is named after it."""
+        self.remove()
+        self.folder.mkdir(mode=0o700)
+
+    def remove(self) -> None:
+        """Take the folder away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def desired(self) -> int:
         """The generation that every worker must reach."""
         try:
@@ -39,14 +49,17 @@ class Control:
 
     def raise_desired(self) -> int:
         """Ask every worker to look at the registry again; the generation to wait for."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            generation = self.desired() + 1
+            # also beyond what workers have reached, should a cleaner of temporary files have taken the counter
+            generation = 1 + max(self.desired(), *(state.generation for state in self.states()), 0)
             self._replace(self._desired, str(generation))
         return generation
 
     def report(self, state: WorkerState) -> None:
         """Write this worker's state."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         self._replace(self._path(state.pid), json.dumps(asdict(state)))
 
     def forget(self, pid: int) -> None:

@@ -8,10 +8,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import structlog
 from mlflow import MlflowClient, artifacts
@@ -37,6 +36,11 @@ class Following:
     last_contact: datetime | None = None
     load_errors: Mapping[str, str] = field(default_factory=dict)  # by model
     without_production: frozenset[str] = frozenset()  # registered models that have no production version
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Everything that keeps the lineups from being what the registry says."""
+        return (*([self.registry_error] if self.registry_error else []), *self.load_errors.values())
 
 
 class Follower:
@@ -72,9 +76,13 @@ class Follower:
         never = self.following.last_contact is None
         return waited if never and waited < self._settings.startup_timeout_seconds else None
 
-    def sync(self) -> None:
-        """Look at the registry once and make the lineups equal to its roles. Raises nothing."""
+    def sync(self) -> int:
+        """Look at the registry once and make the lineups equal to its roles; the generation that they are true for.
+
+        Raises nothing: what went wrong stands in `following`.
+        """
         generation = self._control.desired()  # before the roles: a reload that comes later is another look
+        error = None
         try:
             found = registry.all_roles(self._client)
             lineups, load_errors = self._load({name: r.production for name, r in found.items() if r.production})
@@ -82,28 +90,36 @@ class Follower:
             self.following = Following(
                 None, datetime.now(UTC), load_errors, frozenset(name for name, r in found.items() if not r.production)
             )
-        except registry.RegistryError as error:
-            self.following = Following(
-                str(error),
-                self.following.last_contact,
-                self.following.load_errors,
-                self.following.without_production,
-            )
-        self._tell(self.following.registry_error)
+        except registry.RegistryError as refusal:
+            error = str(refusal)
+        except Exception as fault:  # an answer that is no answer of MLflow's must not end the following
+            error = f"The registry's answer cannot be used: {type(fault).__name__}: {fault}"
+        if error is not None:
+            self.following = replace(self.following, registry_error=error)
+        self._tell(error)
         self._report(generation)
         self.first_look.set()
+        return generation
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            generation = self._control.desired()
-            self.sync()
-            interval = self._settings.follow_interval_seconds * random.uniform(0.8, 1.2)  # noqa: S311
-            if self.following.last_contact is None:
-                interval = min(interval, 0.5)  # the lab is coming up
-            wake = time.monotonic() + interval
-            while time.monotonic() < wake and self._control.desired() == generation:
-                if self._stop.wait(GENERATION_POLL_SECONDS):
-                    return
+            try:
+                self._wait(self.sync())
+            except OSError as fault:  # the disk of the control folder is full, or the folder is not ours any more
+                told = f"A worker cannot report to the others: {fault}"
+                log.error("cannot report", error=str(fault))
+                self.following = replace(self.following, registry_error=told)
+                self._stop.wait(self._settings.follow_interval_seconds)
+
+    def _wait(self, generation: int) -> None:
+        """Until the next look is due: after the interval, or at once when a generation beyond this one is desired."""
+        interval = self._settings.follow_interval_seconds * random.uniform(0.8, 1.2)  # noqa: S311
+        if self.following.last_contact is None:
+            interval = min(interval, 0.5)  # the lab is coming up
+        due = time.monotonic() + interval
+        while time.monotonic() < due and self._control.desired() == generation:
+            if self._stop.wait(GENERATION_POLL_SECONDS):
+                return
 
     def _load(self, production: Mapping[str, int]) -> tuple[dict[str, Lineup], dict[str, str]]:
         """The lineups for these versions; a version that cannot be loaded leaves its model's lineup as it is."""
@@ -113,12 +129,14 @@ class Follower:
             current = self.lineups.get(model)
             if current:
                 lineups[model] = current
-            record = registry.version(self._client, model, number)
-            if current and (current.production.version, current.production.source) == (number, str(record.source)):
-                continue
             try:
+                record = registry.version(self._client, model, number)
+                if current and (current.production.version, current.production.source) == (number, str(record.source)):
+                    continue
                 served = self._load_version(record)
-            except Exception as error:  # whatever a version's files hold, the others are followed
+            except registry.RegistryUnreachableError:
+                raise
+            except Exception as error:  # whatever became of one version, the others are followed
                 errors[model] = f"Version {number} of {model!r} could not be loaded: {error}"
                 if errors[model] != self.following.load_errors.get(model):
                     log.error("load failed", model=model, version=number, error=str(error))
@@ -129,10 +147,15 @@ class Follower:
 
     def _load_version(self, record: ModelVersion) -> Served:
         number = int(record.version)
-        folder = self._fetch(record)
-        contract = Contract.read(folder)
         with registry.answering(self._client):
             metrics = self._client.get_run(record.run_id).data.metrics if record.run_id else {}
+        folder = self._fetch(str(record.source))
+        try:
+            contract = Contract.read(folder)
+            loaded = predictor.load(folder, contract)
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)  # fetched anew next time, in case it is the cache that is damaged
+            raise
         return Served(
             model=record.name,
             version=number,
@@ -140,21 +163,20 @@ class Follower:
             run_id=record.run_id or None,
             metrics=metrics,
             contract=contract,
-            predictor=predictor.load(folder, contract),
+            predictor=loaded,
             since=datetime.now(UTC),
         )
 
-    def _fetch(self, record: ModelVersion) -> Path:
-        """The folder of the version's files in the cache, complete or not there at all; workers may race for it."""
-        source = hashlib.sha256(str(record.source).encode()).hexdigest()[:12]
-        folder = self._settings.api_cache_dir / quote(record.name, safe="") / f"{record.version}-{source}"
+    def _fetch(self, source: str) -> Path:
+        """The folder of a version's files in the cache, complete or not there at all; workers may race for it."""
+        folder = self._settings.api_cache_dir / hashlib.sha256(source.encode()).hexdigest()[:32]
         if folder.exists():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
             with registry.answering(self._client):
-                artifacts.download_artifacts(f"models:/{record.name}/{record.version}", dst_path=str(new))
+                artifacts.download_artifacts(source, dst_path=str(new))
             new.rename(folder)
         except OSError:
             if not folder.exists():  # else another worker was quicker
@@ -164,14 +186,12 @@ class Follower:
         return folder
 
     def _report(self, generation: int) -> None:
-        following = self.following
-        errors = [following.registry_error] if following.registry_error else []
         self._control.report(
             WorkerState(
                 os.getpid(),
                 generation,
                 {model: lineup.production.version for model, lineup in self.lineups.items()},
-                (*errors, *following.load_errors.values()),
+                self.following.errors,
             )
         )
 
