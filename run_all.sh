@@ -14,12 +14,12 @@ up() { ## Bring the whole lab up and leave it running; what runs with the same s
   lock
   echo "Labstack, as processes of this machine"
   step "environment" environment
-  "$python" -m labstack.local prepare || fail "Nothing was started."
-  step "database" "$python" -m labstack.store
-  step "MLflow server" "$python" -m labstack.local start server_mlflow
+  quietly "$python" -m labstack.local prepare || fail "Nothing was started."
+  step "database" quietly "$python" -m labstack.store
+  step "MLflow server" quietly "$python" -m labstack.local start server_mlflow
   step "training" train_missing
-  step "API" "$python" -m labstack.local start api
-  step "prediction" "$python" -m labstack.local predict
+  step "API" quietly "$python" -m labstack.local start api
+  step "prediction" quietly "$python" -m labstack.local predict
   "$python" -m labstack.local addresses
 }
 
@@ -147,17 +147,18 @@ except BlockingIOError:
 steps=6
 step_number=0
 
+# Run a command; show what it says on standard error only when it fails, and not when it is interrupted.
+quietly() {
+  "$@" 2>.lab/errors || { cat .lab/errors >&2 && return 1; }
+}
+
 # Run one step; print its number, name, time and what it printed, on lines of its own where it is more than one.
 step() {
   local name=$1 begun=${EPOCHREALTIME:-$SECONDS} said seconds
   shift
   step_number=$((step_number + 1))
   if [[ -t 1 ]]; then printf '[%d/%d] %s ...\r' "$step_number" "$steps" "$name"; fi
-  if [[ $name == environment ]]; then # it shows its progress
-    said=$("$@" 9>&-)
-  else
-    said=$("$@" 9>&- 2>.lab/errors) || { cat .lab/errors >&2 && false; }
-  fi || fail "[$step_number/$steps] $name failed."
+  said=$("$@" 9>&-) || fail "[$step_number/$steps] $name failed."
   seconds=$(awk -v a="${begun/,/.}" -v b="${EPOCHREALTIME:-$SECONDS}" 'BEGIN { sub(",", ".", b); printf "%.1f", b - a }')
   [[ $said != *$'\n'* ]] || said=$'\n'$said
   printf '[%d/%d] %-14s %6s s  %s\n' "$step_number" "$steps" "$name" "$seconds" "$said"
@@ -166,10 +167,7 @@ step() {
 train_missing() {
   mkdir -p .lab/logs
   local log=.lab/logs/training.log said
-  if ! said=$("$python" -m labstack.training.cli train --if-missing 2>>"$log"); then
-    tail -n 1 "$log" >&2
-    return 1
-  fi
+  said=$("$python" -m labstack.training.cli train --if-missing 2>>"$log") || { tail -n 1 "$log" >&2 && return 1; }
   echo "$said" | paste -sd ';' | sed 's/;/; /g'
 }
 
