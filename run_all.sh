@@ -11,7 +11,7 @@ export NO_PROXY="localhost,127.0.0.1${NO_PROXY:+,$NO_PROXY}" no_proxy="localhost
 
 up() { ## Bring the whole lab up and leave it running; what runs with the same settings is left alone
   no_arguments "$@"
-  lock
+  one_at_a_time
   echo "Labstack, as processes of this machine"
   step "environment" environment
   quietly "$python" -m labstack.local prepare || fail "Nothing was started."
@@ -25,7 +25,7 @@ up() { ## Bring the whole lab up and leave it running; what runs with the same s
 
 down() { ## Stop the lab; models, runs and data stay
   no_arguments "$@"
-  lock
+  one_at_a_time
   existing_environment
   "$python" -m labstack.local stop
 }
@@ -71,8 +71,19 @@ lint() { ## Check style, types and shell scripts
   .venv/bin/shellcheck run_all.sh .ci/run
 }
 
+lock() { ## [server|api|mlops...]: write the lock files of the images, by default all; LOCK_SOLVER names another conda
+  environment
+  local service services=("$@")
+  [[ $# -gt 0 ]] || services=(server api mlops)
+  for service in "${services[@]}"; do
+    [[ -f conda-cfg/environment-$service.yml ]] || fail "There is no conda-cfg/environment-$service.yml."
+    (cd conda-cfg && "$python" -m conda_lock lock --micromamba ${LOCK_SOLVER:+--conda "$LOCK_SOLVER"} --platform linux-64 \
+      --file "environment-$service.yml" --lockfile "conda-lock-$service.yml")
+  done
+}
+
 clean() { ## [--yes]: stop the lab and delete all it made: models, runs, database, environment, logs. Asks first
-  lock
+  one_at_a_time
   if [[ ${1:-} != --yes ]]; then
     [[ -t 0 ]] || fail "Nothing was deleted. Without a terminal, say so at once: ./run_all.sh clean --yes"
     local answer
@@ -131,7 +142,7 @@ existing_environment() {
 }
 
 # One task that starts or stops things at a time: descriptor 9 holds the lock until this script ends.
-lock() {
+one_at_a_time() {
   find_python
   mkdir -p .lab
   exec 9>.lab/lock

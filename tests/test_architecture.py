@@ -1,6 +1,7 @@
 """Imports go one way: settings ← store, contract ← registry, monitoring ← api, and ← training."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,49 @@ def test_serving_brings_no_training_library_and_training_no_web_framework(room: 
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             assert not {name for name in names if name.split(".")[0] in foreign or name in foreign}, path
+
+
+# what a package is imported as, where its name on conda-forge does not say so
+IMPORTED_AS = {"matplotlib-base": "matplotlib", "mlflow-skinny": "mlflow", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+BROUGHT_BY = {"werkzeug": "flask"}  # by the very package that our code uses it with
+
+
+def module_path(name: str) -> Path | None:
+    """The file of a module of ours."""
+    path = ROOT / "src" / Path(*name.split("."))
+    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.exists()), None)
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, full names; for `from a import b`, both `a` and `a.b`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize(
+    ("service", "entries"),
+    [
+        ("server", ["labstack.tracking_server"]),
+        ("api", ["labstack.api.wsgi", "labstack.api.gunicorn_conf", "labstack.store.__main__"]),
+        ("mlops", ["labstack.training.cli"]),
+    ],
+)
+def test_an_environment_names_all_that_its_service_imports(service: str, entries: list[str]) -> None:
+    seen, ahead, foreign = set[str](), set(entries), set[str]()
+    while ahead:
+        name = ahead.pop()
+        seen.add(name)
+        if name.startswith("labstack"):
+            path = module_path(name)
+            ahead |= (imported(path) if path else set()) - seen
+        elif name.split(".")[0] not in sys.stdlib_module_names:
+            root = name.split(".")[0]
+            foreign.add(BROUGHT_BY.get(root, root))
+    environment = yaml.safe_load((ROOT / "conda-cfg" / f"environment-{service}.yml").read_text())
+    named = {line.partition("=")[0] for line in environment["dependencies"]}
+    assert foreign - {IMPORTED_AS.get(name, name.replace("-", "_")) for name in named} == set()

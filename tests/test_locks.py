@@ -1,0 +1,86 @@
+"""The lock files are what their environment files ask for, whole, and from conda-forge."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # conda-lock warns of its own parts
+    from conda_lock.interfaces.vendored_conda import MatchSpec
+
+from labstack.settings import ROOT
+
+FOLDER = ROOT / "conda-cfg"
+SERVICES = ("server", "api", "mlops")
+
+pytestmark = pytest.mark.parametrize("service", SERVICES)
+
+
+def lock(service: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((FOLDER / f"conda-lock-{service}.yml").read_text())
+    return loaded
+
+
+def packages(service: str) -> dict[str, dict[str, Any]]:
+    return {package["name"]: package for package in lock(service)["package"]}
+
+
+def build(package: dict[str, Any]) -> str:
+    """The build string, the last part of a package's file name."""
+    return str(re.sub(r"\.(conda|tar\.bz2)$", "", package["url"].rpartition("-")[2]))
+
+
+def satisfies(package: dict[str, Any], name: str, requirement: str) -> bool:
+    spec = MatchSpec(f"{name} {requirement}".strip())
+    found = {"name": name, "version": package["version"], "build": build(package), "build_number": 0}
+    return bool(spec.match(found))
+
+
+def named(service: str) -> dict[str, str]:
+    """The packages that an environment file names, with their versions."""
+    dependencies = yaml.safe_load((FOLDER / f"environment-{service}.yml").read_text())["dependencies"]
+    return dict(line.split("=") for line in dependencies)
+
+
+def test_a_lock_holds_what_its_environment_file_names(service: str) -> None:
+    found = packages(service)
+    wrong = [name for name, version in named(service).items() if not satisfies(found[name], name, f"{version}.*")]
+    assert wrong == [], f"run: ./run_all.sh lock {service}"
+
+
+def test_a_lock_holds_nothing_that_its_environment_file_does_not_lead_to(service: str) -> None:
+    found = packages(service)
+    reached: set[str] = set()
+    ahead = set(named(service))
+    while ahead:
+        name = ahead.pop()
+        reached.add(name)
+        ahead |= {other for other in found[name]["dependencies"] if other in found} - reached
+    assert set(found) - reached == set(), f"run: ./run_all.sh lock {service}"
+
+
+def test_a_lock_holds_every_requirement_of_every_package_in_it(service: str) -> None:
+    found = packages(service)
+    missing = [
+        f"{package['name']} needs {name} {requirement}"
+        for package in found.values()
+        for name, requirement in package["dependencies"].items()
+        if not name.startswith("__") and not (name in found and satisfies(found[name], name, requirement))
+    ]
+    assert missing == []
+
+
+def test_a_lock_names_conda_forges_own_files_with_their_hashes(service: str) -> None:
+    for package in lock(service)["package"]:
+        assert (package["manager"], package["platform"]) == ("conda", "linux-64")
+        assert re.fullmatch(r"https://conda\.anaconda\.org/conda-forge/(linux-64|noarch)/[^/]+", package["url"])
+        assert re.fullmatch(r"[0-9a-f]{64}", package["hash"]["sha256"])
+
+
+def test_a_lock_says_nothing_of_the_machine_that_made_it(service: str) -> None:
+    assert lock(service)["metadata"]["sources"] == [f"environment-{service}.yml"]
+    assert str(Path.home()) not in (FOLDER / f"conda-lock-{service}.yml").read_text()
