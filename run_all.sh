@@ -62,13 +62,14 @@ test() { ## [pytest arguments]: run the tests
   "$python" -m pytest --numprocesses 2 --dist loadfile "$@"
 }
 
-lint() { ## Check style, types and shell scripts
+lint() { ## Check style, types, shell scripts and Dockerfiles
   no_arguments "$@"
   environment
   "$python" -m ruff check .
   "$python" -m ruff format --check .
   "$python" -m mypy
-  .venv/bin/shellcheck run_all.sh .ci/run
+  .venv/bin/shellcheck run_all.sh .ci/run docker/*.sh
+  .venv/bin/hadolint docker/Dockerfile.*
 }
 
 lock() { ## [server|api|mlops...]: write the lock files of the images, by default all; LOCK_SOLVER names another conda

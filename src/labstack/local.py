@@ -189,7 +189,7 @@ def services(settings: Settings) -> tuple[Service, ...]:
         Service(
             "server_mlflow", mlflow, _reached_at(settings.mlflow_host), settings.mlflow_port, "MLFLOW_PORT", digest
         ),
-        Service("api", api, _reached_at(settings.api_bind), settings.api_port, "API_PORT", digest),
+        Service("api", api, _reached_at(settings.api_host), settings.api_port, "API_PORT", digest),
     )
 
 

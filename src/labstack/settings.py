@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     api_bind: str = Field(
         "127.0.0.1", description="The address that the API is published on; a wider one demands API_ADMIN_TOKEN."
     )
+    api_host: str = Field(
+        default_factory=lambda data: data["api_bind"],
+        description="The address that gunicorn listens on; API_BIND by default. An image sets it to all.",
+    )
     api_port: int = Field(5002, ge=1, le=65535, description="The port that the API listens on.")
     api_workers: int = Field(2, ge=1, le=64, description="gunicorn worker processes.")
     api_threads: int = Field(4, ge=1, le=256, description="Threads of each worker.")

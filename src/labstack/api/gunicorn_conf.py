@@ -30,7 +30,7 @@ class Logger(glogging.Logger):  # type: ignore[misc]
         self.error_log.propagate = True
 
 
-_host = f"[{_settings.api_bind}]" if ":" in _settings.api_bind else _settings.api_bind
+_host = f"[{_settings.api_host}]" if ":" in _settings.api_host else _settings.api_host
 bind = f"{_host}:{_settings.api_port}"
 workers = _settings.api_workers
 worker_class = "gthread"
