@@ -38,7 +38,7 @@ def test_it_is_one_worker_without_a_job_runner(lab: Lab) -> None:
     [leader] = [
         process
         for process in psutil.process_iter(["cmdline", "environ"])
-        if process.info["cmdline"][1:4] == ["-m", "mlflow", "server"]
+        if (process.info["cmdline"] or [])[1:4] == ["-m", "mlflow", "server"]
         and (process.info["environ"] or {}).get("MLFLOW_PORT") == port
     ]
     family = [leader, *leader.children(recursive=True)]
