@@ -46,7 +46,7 @@ train() { ## [pipeline...]: train pipelines of src/pipelines, by default all, or
   "$python" -m labstack.local require-mlflow
   local argument arguments=()
   for argument in "$@"; do # files are the caller's
-    [[ $argument != /* && -f $caller/$argument ]] && argument=$caller/$argument
+    [[ $argument == *.y?(a)ml && $argument != /* && -f $caller/$argument ]] && argument=$caller/$argument
     arguments+=("$argument")
   done
   "$python" -m labstack.training.cli train ${arguments[@]+"${arguments[@]}"}

@@ -1,10 +1,10 @@
 """Make `.venv`, the project's local environment, from every environment-*.yml of this folder.
 
-    python3 conda-cfg/local_environment.py           make it, or do nothing when it is up to date
-    python3 conda-cfg/local_environment.py --list    print what it holds, as pip requirements
+    python3 conda-cfg/local_environment.py
 
-Runs on a bare Python 3.11 or newer with the standard library alone and never installs into that Python: uv is
-taken from PATH, else fetched into `.lab/uv`. Exits 1 with one line that says what went wrong.
+It does nothing when that is up to date. It runs on a bare Python 3.11 or newer with the standard library alone and
+never installs into that Python: uv is taken from PATH, else fetched into `.lab/uv`. Exits 1 with one line that says
+what went wrong.
 """
 
 import sys
@@ -146,12 +146,8 @@ def make(wanted: list[str], stamp: str) -> None:
 
 def main() -> None:
     wanted = requirements(Path(__file__).parent)
-    if sys.argv[1:] == ["--list"]:
-        print("\n".join(wanted))  # noqa: T201
-        return
-    stamp = "\n".join(
-        [str(ENVIRONMENT), *wanted, ""]
-    )  # a moved environment does not work: its scripts name their interpreter
+    # the folder too, since a moved environment does not work: its scripts name their interpreter
+    stamp = "\n".join([str(ENVIRONMENT), *wanted, ""])
     try:
         STATE.mkdir(exist_ok=True)
         with (STATE / "environment.lock").open("w") as lock:

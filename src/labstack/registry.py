@@ -126,12 +126,7 @@ def version(client: MlflowClient, model: str, number: int) -> ModelVersion:
 
 def living_production(client: MlflowClient, model: str) -> ModelVersion | None:
     """The record of the production version; None when there is none, or it was deleted."""
-    number = roles(client, model).production
-    if number is None:
-        return None
-    with suppress(NoSuchVersionError):
-        return version(client, model, number)
-    return None
+    return _living(client, model, roles(client, model).production)
 
 
 def promote(
@@ -152,7 +147,7 @@ def promote(
     def change(now: Roles) -> Roles:
         if now.production == number:
             raise RegistryError(f"Version {number} of {model!r} is production already.")
-        outgoing = _living(client, model, now.production)
+        outgoing = now.production if _living(client, model, now.production) else None
         if instead_of is not ... and outgoing != instead_of:
             raise ProductionMovedError(f"Production of {model!r} is version {outgoing} by now, not {instead_of}.")
         _require_ready(client, model, number)
@@ -169,7 +164,7 @@ def rollback(client: MlflowClient, engine: Engine, model: str, *, reason: str) -
             raise RegistryError(f"The model {model!r} has no previous version to go back to.")
         _require_ready(client, model, now.previous)
         canary = None if now.canary == now.previous else now.canary
-        return Roles(now.previous, canary, _living(client, model, now.production))
+        return Roles(now.previous, canary, now.production if _living(client, model, now.production) else None)
 
     return _move(client, engine, model, change, reason).production or 0
 
@@ -257,13 +252,11 @@ def _roles(aliases: dict[str, str]) -> Roles:
     return Roles(**{role: int(aliases[role]) for role in ROLES if role in aliases})
 
 
-def _living(client: MlflowClient, model: str, number: int | None) -> int | None:
-    """The version, unless it was deleted: the registry gives a role to none that is gone."""
-    if number is None:
-        return None
-    with suppress(NoSuchVersionError):
-        version(client, model, number)
-        return number
+def _living(client: MlflowClient, model: str, number: int | None) -> ModelVersion | None:
+    """The record of the version that a role names; None when it names none, or one that was deleted."""
+    if number is not None:
+        with suppress(NoSuchVersionError):
+            return version(client, model, number)
     return None
 
 

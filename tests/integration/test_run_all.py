@@ -176,15 +176,20 @@ def test_with_other_ports_no_task_takes_another_lab_for_this_one(copy: Copy) -> 
 
 def test_pipeline_files_are_those_of_the_callers_folder(copy: Copy, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model: 7\n")
-    refused = subprocess.run(
-        [copy.folder / "run_all.sh", "train", "mine.yaml"],
-        cwd=tmp_path,
-        env=copy.environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert refused.returncode == 1
-    assert refused.stderr.startswith(f"Training stopped: {tmp_path}/mine.yaml: model: ")
+    (tmp_path / "irish").write_text("a file that is no pipeline takes no name's place")
+    for argument, message in (
+        ("mine.yaml", f"{tmp_path}/mine.yaml: model: "),
+        ("irish", "There is no pipeline 'irish'"),
+    ):
+        refused = subprocess.run(
+            [copy.folder / "run_all.sh", "train", argument],
+            cwd=tmp_path,
+            env=copy.environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(f"Training stopped: {message}")
 
 
 def test_an_environment_is_not_taken_from_under_a_running_lab(copy: Copy) -> None:

@@ -44,7 +44,7 @@ class Service:
         waiting = self.follower.waiting_seconds
         if error := following.load_errors.get(model):
             return Problem(503, "load-failed", error)
-        if waiting is not None and following.registry_error is not None:
+        if waiting is not None:
             limit = self.settings.startup_timeout_seconds
             detail = f"Waiting for the MLflow server at {url}, for {waiting:.0f} of {limit:g} seconds so far."
             return Problem(503, "starting", detail)

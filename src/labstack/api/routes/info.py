@@ -16,7 +16,7 @@ def welcome() -> dict[str, Any]:
     """The welcome, with where to go next."""
     return {
         "message": "Welcome to the API service!",
-        "models": {model: lineup.production.version for model, lineup in service().follower.lineups.items()},
+        "models": service().follower.versions,
         "links": {
             "predict": "/predict",
             "predict_with": "/models/<model>/predict",
@@ -36,9 +36,7 @@ def health() -> dict[str, Any]:
     starting = follower.waiting_seconds is not None
     return {
         "status": "starting" if starting else "degraded" if following.errors else "ok",
-        "models": {
-            model: {registry.PRODUCTION: lineup.production.version} for model, lineup in follower.lineups.items()
-        },
+        "models": {model: {registry.PRODUCTION: version} for model, version in follower.versions.items()},
         "registry": {
             "url": without_credentials(service().settings.mlflow_tracking_uri),
             "reachable": following.registry_error is None,

@@ -70,6 +70,11 @@ class Follower:
         self._thread.join(timeout=1)
 
     @property
+    def versions(self) -> dict[str, int]:
+        """The production version that is served of each model."""
+        return {model: lineup.production.version for model, lineup in self.lineups.items()}
+
+    @property
     def waiting_seconds(self) -> float | None:
         """Seconds since the start while the registry was never reached and may still be coming up, else None."""
         waited = time.monotonic() - self._started
@@ -79,7 +84,7 @@ class Follower:
     def sync(self) -> int:
         """Look at the registry once and make the lineups equal to its roles; the generation that they are true for.
 
-        Raises nothing: what went wrong stands in `following`.
+        What went wrong stands in `following`; raises OSError only when the control folder cannot be used.
         """
         generation = self._control.desired()  # before the roles: a reload that comes later is another look
         error = None
@@ -186,14 +191,7 @@ class Follower:
         return folder
 
     def _report(self, generation: int) -> None:
-        self._control.report(
-            WorkerState(
-                os.getpid(),
-                generation,
-                {model: lineup.production.version for model, lineup in self.lineups.items()},
-                self.following.errors,
-            )
-        )
+        self._control.report(WorkerState(os.getpid(), generation, self.versions, self.following.errors))
 
     def _tell(self, error: str | None) -> None:
         """Log once that the registry was lost or did not come up in time, and once that it is back."""
