@@ -9,57 +9,83 @@ python=$PWD/.venv/bin/python
 # The lab's own addresses are never behind a proxy.
 export NO_PROXY="localhost,127.0.0.1${NO_PROXY:+,$NO_PROXY}" no_proxy="localhost,127.0.0.1${no_proxy:+,$no_proxy}"
 
-up() { ## Bring the whole lab up and leave it running; what runs with the same settings is left alone
-  no_arguments "$@"
+up() { ## [--containers|--local]: bring the whole lab up and leave it running; what runs with the same settings is left alone
   one_at_a_time
-  echo "Labstack, as processes of this machine"
-  step "environment" environment
-  quietly "$python" -m labstack.local prepare || fail "Nothing was started."
-  step "database" quietly "$python" -m labstack.store
-  step "MLflow server" quietly "$python" -m labstack.local start server_mlflow
-  step "training" train_missing
-  step "API" quietly "$python" -m labstack.local start api
-  step "prediction" quietly "$python" -m labstack.local predict
-  "$python" -m labstack.local addresses
+  ensure_token
+  choose_place "$@"
+  "${place}_up"
+  "${place}_addresses"
+  echo "Stop the lab: ./run_all.sh down"
 }
 
 down() { ## Stop the lab; models, runs and data stay
   no_arguments "$@"
   one_at_a_time
-  existing_environment
-  "$python" -m labstack.local stop
+  find_place
+  "${place}_down"
 }
 
 status() { ## Say which services run, where, and how much memory they take
   no_arguments "$@"
-  existing_environment
-  "$python" -m labstack.local status
+  find_place
+  "${place}_status"
 }
 
 logs() { ## [service]: print the logs of server_mlflow, api, or both
-  existing_environment
-  "$python" -m labstack.local logs "$@"
+  find_place
+  "${place}_logs" "$@"
 }
 
 train() { ## [pipeline...]: train pipelines of src/pipelines, by default all, or the YAML files named
-  environment
-  "$python" -m labstack.local require-mlflow
+  find_place
   local argument arguments=()
   for argument in "$@"; do # files are the caller's
     [[ $argument == *.y?(a)ml && $argument != /* && -f $caller/$argument ]] && argument=$caller/$argument
     arguments+=("$argument")
   done
-  "$python" -m labstack.training.cli train ${arguments[@]+"${arguments[@]}"}
+  "${place}_train" ${arguments[@]+"${arguments[@]}"}
 }
 
 predict() { ## [model]: ask the API for one prediction; prints the curl line and its answer
-  existing_environment
-  "$python" -m labstack.local predict "$@"
+  find_place
+  "${place}_predict" "$@"
+}
+
+backup() { ## [file]: write all of the lab, models, runs and data, into one archive; it may run meanwhile
+  find_place
+  local file=${1:-labstack-$(date +%Y%m%d-%H%M%S).tar.gz}
+  [[ $file == /* ]] || file=$caller/$file
+  [[ ! -e $file ]] || fail "$file exists already. Nothing was written."
+  if ! (umask 077 && "${place}_archive" write >"$file.part"); then
+    rm -f "$file.part"
+    fail "Nothing was written."
+  fi
+  mv "$file.part" "$file"
+  echo "$file: $(du -h "$file" | cut -f 1)"
+}
+
+restore() { ## <file> [--yes]: put an archive's data in the place of the lab's. Asks first
+  local file=${1:-}
+  [[ -n $file ]] || fail "Which archive? ./run_all.sh restore <file>"
+  [[ $file == /* ]] || file=$caller/$file
+  [[ -r $file ]] || fail "There is no file $file that can be read."
+  one_at_a_time
+  find_place
+  confirm "Replace every model, run, prediction and row of this lab?" replaced "${2:-}"
+  local ran="" code=0
+  if "${place}_runs"; then ran=yes; fi
+  quietly "${place}_down" >/dev/null
+  "${place}_archive" read <"$file" || code=$?
+  if [[ $ran ]]; then
+    "${place}_start" server_mlflow
+    "${place}_start" api
+  fi
+  [[ $code == 0 ]] || fail "Nothing was replaced."
 }
 
 test() { ## [pytest arguments]: run the tests
   environment
-  "$python" -m pytest --numprocesses 2 --dist loadfile "$@"
+  "$python" -m pytest --numprocesses 2 --dist loadgroup "$@"
 }
 
 lint() { ## Check style, types, shell scripts and Dockerfiles
@@ -68,7 +94,7 @@ lint() { ## Check style, types, shell scripts and Dockerfiles
   "$python" -m ruff check .
   "$python" -m ruff format --check .
   "$python" -m mypy
-  .venv/bin/shellcheck run_all.sh .ci/run docker/*.sh
+  .venv/bin/shellcheck run_all.sh .ci/run docker/*.sh tests/containers/*.sh
   .venv/bin/hadolint docker/Dockerfile.*
 }
 
@@ -85,16 +111,10 @@ lock() { ## [server|api|mlops...]: write the lock files of the images, by defaul
 
 clean() { ## [--yes]: stop the lab and delete all it made: models, runs, database, environment, logs. Asks first
   one_at_a_time
-  if [[ ${1:-} != --yes ]]; then
-    [[ -t 0 ]] || fail "Nothing was deleted. Without a terminal, say so at once: ./run_all.sh clean --yes"
-    local answer
-    read -r -p "Delete every model, run, prediction and setting of this lab? Type yes: " answer || true
-    [[ ${answer:-} == yes ]] || fail "Nothing was deleted."
-  fi
-  if [[ -x $python ]]; then
-    "$python" -m labstack.local stop
-  elif [[ -n $(find .lab/run -name '*.json' 2>/dev/null) ]]; then
-    fail "Services may run, and .venv, which could stop them, is gone. Nothing was deleted: ./run_all.sh up, then clean."
+  confirm "Delete every model, run, prediction and setting of this lab?" deleted "${1:-}"
+  if [[ -f .lab/place ]]; then
+    find_place
+    "${place}_clean"
   fi
   rm -rf .venv .env db/*.db db/*.db-shm db/*.db-wal db/mlartifacts
   find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -138,25 +158,232 @@ environment() {
   "$PYTHON" conda-cfg/local_environment.py
 }
 
-existing_environment() {
-  [[ -x $python ]] || fail "There is no lab here yet. Bring it up: ./run_all.sh"
-}
-
 # One task that starts or stops things at a time: descriptor 9 holds the lock until this script ends.
 one_at_a_time() {
-  find_python
   mkdir -p .lab
   exec 9>.lab/lock
-  "$PYTHON" -c '
-import fcntl, sys
-try:
-    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-    print("Another ./run_all.sh is at work here; waiting for it.", file=sys.stderr)
-    fcntl.flock(9, fcntl.LOCK_EX)'
+  if ! flock --nonblock 9; then
+    echo "Another ./run_all.sh is at work here; waiting for it." >&2
+    flock 9
+  fi
 }
 
-steps=6
+# Go on only when the person, or `--yes`, says yes.
+confirm() {
+  local question=$1 done=$2 flag=$3 answer
+  [[ $flag != --yes ]] || return 0
+  [[ -t 0 ]] || fail "Nothing was $done. Without a terminal, say so at once with --yes."
+  read -r -p "$question Type yes: " answer || true
+  [[ ${answer:-} == yes ]] || fail "Nothing was $done."
+}
+
+# Put a random operators' token into .env, unless it has one.
+ensure_token() {
+  local text="# Settings of this lab; .env.example explains each."
+  if [[ -e .env ]]; then
+    text=$(cat .env) || fail ".env cannot be read."
+    if grep -qE '^[[:space:]]*(export[[:space:]]+)?API_ADMIN_TOKEN=' <<<"$text"; then return; fi
+  fi
+  local token
+  token=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
+  if ! (umask 077 && printf '%s\nAPI_ADMIN_TOKEN=%s\n' "$text" "$token" >.env.new && mv .env.new .env); then
+    fail ".env cannot be written."
+  fi
+}
+
+# --- Where the lab runs: `place` is `containers` or `local`, and every function below that a task calls begins with it ---
+
+# Choose as the caller says, else as before, else containers, if an engine answers and their images can be built.
+choose_place() {
+  local before="" why=""
+  if [[ -f .lab/place ]]; then before=$(<.lab/place); fi
+  case ${1:-} in
+  --containers | --local) place=${1#--} ;;
+  "") place=$before ;;
+  *) fail "up takes --containers or --local, and nothing else." ;;
+  esac
+  if [[ -n $before && $before != "$place" ]] && "${before}_runs"; then
+    fail "This lab runs in the other way ($before). Stop it first: ./run_all.sh down"
+  fi
+  if [[ $place != local ]] && ! why=$(engine 2>&1); then
+    [[ -z $place ]] || fail "This lab is to run in containers, and $why. Without them: ./run_all.sh up --local"
+    place=local
+  elif [[ -z $place ]]; then
+    place=containers
+    echo "A container engine answers; its images are built now, which takes minutes the first time."
+    if ! containers_build; then
+      place=local why="the images cannot be built"
+    fi
+  fi
+  case $place in
+  containers) echo "Labstack, in containers" ;;
+  local) echo "Labstack, as processes of this machine${why:+: $why}" ;;
+  esac
+  echo "$place" >.lab/place
+}
+
+find_place() {
+  [[ -f .lab/place ]] || fail "There is no lab here yet. Bring it up: ./run_all.sh"
+  place=$(<.lab/place)
+}
+
+# Succeed when a container engine can bring this lab up; else say why not.
+engine() {
+  command -v docker >/dev/null || fail "there is no docker command here"
+  docker compose version >/dev/null 2>&1 || fail "docker has no Compose plugin here"
+  timeout 20 docker info >/dev/null 2>&1 || fail "no container engine answers"
+  docker compose config --quiet 2>&1 || fail "Compose does not take the settings"
+}
+
+containers_up() {
+  steps=5
+  step "images" containers_build
+  step "MLflow server" containers_start server_mlflow
+  step "training" train_missing
+  step "API" containers_start api
+  step "prediction" quietly containers_predict
+}
+
+containers_build() {
+  if [[ -t 2 ]]; then docker compose --profile mlops build; else quietly docker compose --profile mlops build; fi >&2
+}
+
+containers_start() {
+  quietly docker compose up --detach --wait "$1"
+  containers_address "$1"
+}
+
+containers_train() {
+  local argument options=(--rm) terminal=-T
+  if [[ -t 0 && -t 1 ]]; then terminal=""; fi
+  for argument in "$@"; do # a file is seen at its own place, by its owner
+    if [[ $argument == /* ]]; then options+=(--user "$(id -u):0" --volume "$argument:$argument:ro"); fi
+  done
+  quietly docker compose build mlops # with the files as they are now
+  docker compose --progress quiet run "${options[@]}" ${terminal:+"$terminal"} mlops train "$@"
+}
+
+containers_predict() {
+  docker compose exec -T api python -m labstack.example --shown-at "$(containers_address api)" "$@"
+}
+
+containers_archive() {
+  docker compose --progress quiet run --rm --no-deps -T server_mlflow archive "$1"
+}
+
+containers_runs() {
+  [[ -n $(docker compose ps --quiet) ]]
+}
+
+containers_status() {
+  local service id state code=0
+  for service in server_mlflow api; do
+    id=$(docker compose ps --quiet "$service")
+    state=$([[ -z $id ]] || docker inspect --format '{{.State.Health.Status}}' "$id")
+    case $state in
+    healthy) state=up ;;
+    "") state=down code=1 ;;
+    *) code=1 ;;
+    esac
+    printf '%-14s %-14s' "$service" "$state"
+    if [[ -n $id ]]; then
+      printf ' %s  %s' "$(containers_address "$service")" "$(docker stats --no-stream --format '{{.MemUsage}}' "$id")"
+    fi
+    echo
+  done
+  return "$code"
+}
+
+containers_logs() {
+  docker compose logs --no-log-prefix "$@"
+}
+
+containers_down() {
+  docker compose --profile mlops down
+}
+
+containers_clean() {
+  docker compose --profile mlops down --volumes --rmi local
+}
+
+containers_addresses() {
+  printf '\nMLflow  %s\nAPI     %s\n\n' "$(containers_address server_mlflow)" "$(containers_address api)"
+}
+
+# Where this machine reaches a service.
+containers_address() {
+  local port=5001 address
+  if [[ $1 == api ]]; then port=5002; fi
+  address=$(docker compose port "$1" "$port")
+  case ${address%:*} in 127.0.0.1 | 0.0.0.0) address=localhost:${address##*:} ;; esac
+  echo "http://$address"
+}
+
+local_up() {
+  steps=6
+  step "environment" environment
+  quietly "$python" -m labstack.local require-ports || fail "Nothing was started."
+  step "MLflow server" local_start server_mlflow
+  step "database" quietly "$python" -m labstack.store
+  step "training" train_missing
+  step "API" local_start api
+  step "prediction" quietly "$python" -m labstack.local predict
+}
+
+local_start() {
+  quietly "$python" -m labstack.local start "$1"
+}
+
+local_train() {
+  environment
+  "$python" -m labstack.local require-mlflow
+  "$python" -m labstack.training.cli train "$@"
+}
+
+local_predict() {
+  local_lab predict "$@"
+}
+
+local_archive() {
+  environment
+  "$python" -m labstack.archive "$1"
+}
+
+local_runs() {
+  [[ -n $(find .lab/run -name '*.json' 2>/dev/null) ]]
+}
+
+local_status() {
+  local_lab status
+}
+
+local_logs() {
+  local_lab logs "$@"
+}
+
+local_down() {
+  local_lab stop
+}
+
+local_clean() {
+  if [[ -x $python ]]; then
+    local_lab stop
+  elif local_runs; then
+    fail "Services may run, and .venv, which could stop them, is gone. Nothing was deleted: ./run_all.sh up, then clean."
+  fi
+}
+
+local_addresses() {
+  local_lab addresses
+}
+
+local_lab() {
+  [[ -x $python ]] || fail "There is no lab here yet. Bring it up: ./run_all.sh"
+  "$python" -m labstack.local "$@"
+}
+
+# --- The steps of `up` ---
+
 step_number=0
 
 # Run a command; show what it says on standard error only when it fails, and not when it is interrupted.
@@ -179,7 +406,7 @@ step() {
 train_missing() {
   mkdir -p .lab/logs
   local log=.lab/logs/training.log said
-  said=$("$python" -m labstack.training.cli train --if-missing 2>>"$log") || { tail -n 1 "$log" >&2 && return 1; }
+  said=$("${place}_train" --if-missing 2>>"$log") || { tail -n 1 "$log" >&2 && return 1; }
   echo "$said" | paste -sd ';' | sed 's/;/; /g'
 }
 

@@ -1,18 +1,31 @@
 #!/bin/sh
-# Prepare the run time, then become the service: server, api, or a command of training.
+# Prepare the run time, then become the service: `server`, `api`, `archive`, or a command of training.
 set -eu
 umask 0002 # whatever user runs the next container, group 0 goes on writing the data
-[ "$(id -g)" = 0 ] || echo "This container runs outside group 0: /lab/data must be writable for it." >&2
+data=/lab/data
+if [ ! -w "$data" ]; then
+  echo "This container runs as $(id -u):$(id -g), which may not write its data folder, $data." \
+    "Let group 0 write it (chgrp 0, chmod g+rwxs), or run as its owner: LAB_USER=$(stat -c %u "$data"):0" >&2
+  exit 1
+fi
+if [ "${TMPDIR:-/tmp}" != /tmp ]; then # models are larger than a /tmp in memory
+  mkdir -p "$TMPDIR"
+  find "$TMPDIR" -mindepth 1 -mtime +0 -delete # what killed containers left
+fi
 
 case ${1:-} in
 server)
-  [ -z "${PORT:-}" ] || export MLFLOW_PORT="$PORT"
+  export MLFLOW_PORT="${PORT:-${MLFLOW_PORT:-}}"
   exec python -m labstack.tracking_server
   ;;
 api)
-  [ -z "${PORT:-}" ] || export API_PORT="$PORT"
+  export API_PORT="${PORT:-${API_PORT:-}}"
   python -m labstack.store >/dev/null
   exec python -m gunicorn -c python:labstack.api.gunicorn_conf labstack.api.wsgi:app
+  ;;
+archive)
+  shift
+  exec python -m labstack.archive "$@"
   ;;
 *)
   exec python -m labstack.training.cli "$@"

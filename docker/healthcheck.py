@@ -1,8 +1,10 @@
-"""Exit 0 when the service of this container answers: `healthcheck.py VARIABLE DEFAULT`, the port and its default."""
+"""`healthcheck.py URL`: exit 0 when the URL answers with success."""
 
-import os
 import sys
 import urllib.request
 
-port = os.environ.get("PORT") or os.environ.get(sys.argv[1]) or sys.argv[2]
-urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=4)
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this container is not behind a proxy
+try:
+    opener.open(sys.argv[1], timeout=4)
+except OSError as error:
+    sys.exit(f"{sys.argv[1]} does not answer: {error}")

@@ -16,8 +16,10 @@ ALLOWED = {
     "errors": set(),
     "settings": set(),
     "logs": set(),
-    "tracking_server": set(),
-    "local": set(),
+    "archive": set(),
+    "tracking_server": {"archive"},
+    "example": set(),
+    "local": {"example"},
     "contract": set(),
     "serialization": set(),
     "store": {"store"},
@@ -90,7 +92,7 @@ def module_path(name: str) -> Path | None:
     ("service", "entries"),
     [
         ("server", ["labstack.tracking_server"]),
-        ("api", ["labstack.api.wsgi", "labstack.api.gunicorn_conf", "labstack.store.__main__"]),
+        ("api", ["labstack.api.wsgi", "labstack.api.gunicorn_conf", "labstack.store.__main__", "labstack.example"]),
         ("mlops", ["labstack.training.cli"]),
     ],
 )

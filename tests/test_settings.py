@@ -13,8 +13,28 @@ def documented() -> dict[str, str]:
     return {match[1]: match[2] for line in lines if (match := re.fullmatch(r"#([A-Z_]+)=(.*)", line))}
 
 
+def compose_variables() -> dict[str, str]:
+    """Each variable that the compose file reads, with its default there; empty for one that the service has."""
+    text = (ROOT / "docker/docker-compose.yml").read_text()
+    found = dict(re.findall(r"\$\{([A-Z_]+):-((?:[^${}]|\$\{[^}]*\})*)\}", text))
+    assert set(found) == set(re.findall(r"\$\{?([A-Z_]+)", text)), "a variable of the compose file has no default"
+    return found
+
+
 def test_every_setting_is_in_the_manual_and_nothing_else() -> None:
-    assert set(documented()) == {name.upper() for name in Settings.model_fields}
+    assert set(documented()) == {name.upper() for name in Settings.model_fields} | set(compose_variables())
+
+
+def test_the_manual_shows_the_compose_files_default() -> None:
+    own = {name: default for name, default in compose_variables().items() if default and "$" not in default}
+    assert len(own) >= 10
+    assert {name: documented()[name] for name in own} == own
+
+
+def test_the_compose_file_hands_on_all_but_what_its_images_set() -> None:
+    _, _, local_only = (ROOT / ".env.example").read_text().partition("# --- Local processes only")
+    kept = set(re.findall(r"^#([A-Z_]+)=", local_only, re.MULTILINE))
+    assert set(documented()) - kept == set(compose_variables())
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -13,20 +13,18 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
-from urllib.parse import quote
 
 import click
 import psutil
 
-from labstack.settings import LOOPBACK, ROOT, Settings, load
+from labstack import example
+from labstack.settings import ROOT, Settings, load, reached_at
 
 STATE = ROOT / ".lab"
 START_SECONDS = 120.0
@@ -186,18 +184,9 @@ def services(settings: Settings) -> tuple[Service, ...]:
     mlflow = ("-m", "labstack.tracking_server")
     api = ("-m", "gunicorn", "-c", "python:labstack.api.gunicorn_conf", "labstack.api.wsgi:app")
     return (
-        Service(
-            "server_mlflow", mlflow, _reached_at(settings.mlflow_host), settings.mlflow_port, "MLFLOW_PORT", digest
-        ),
-        Service("api", api, _reached_at(settings.api_host), settings.api_port, "API_PORT", digest),
+        Service("server_mlflow", mlflow, reached_at(settings.mlflow_host), settings.mlflow_port, "MLFLOW_PORT", digest),
+        Service("api", api, reached_at(settings.api_host), settings.api_port, "API_PORT", digest),
     )
-
-
-def _reached_at(bind: str) -> str:
-    """The host that this machine reaches a service by that listens on an address."""
-    if bind in (*LOOPBACK, "0.0.0.0", "::"):  # noqa: S104
-        return "localhost"
-    return f"[{bind}]" if ":" in bind else bind
 
 
 def _cause(said: str) -> str:
@@ -336,58 +325,23 @@ def require_mlflow() -> None:
 @click.argument("model", required=False)
 def predict(model: str | None) -> None:
     """Ask the API for one prediction of a model, by default the default one: print the curl line, then its answer."""
-    settings = load()
     _choose("api").require()
-    _wait(lambda: _get(settings, "/ready")[0] != 503, 2 * settings.follow_interval_seconds)  # it may be following
-    path = f"/models/{quote(model)}/predict" if model else "/predict"
-    status_code, answer = _get(settings, f"/model-info?model={quote(model or '')}")
-    if status_code == 200:
-        body = json.dumps(answer["sample"]["input"])
-        status_code, answer = _get(settings, path, body)
-    if status_code != 200:
-        sys.exit(f"No prediction: {answer['detail']}")
-    line = f"curl {_choose('api').url}{path} -H 'Content-Type: application/json' -d '{body}'"
-    click.echo(f"{line}\n{json.dumps(answer)}")
-
-
-def _get(settings: Settings, path: str, body: str | None = None) -> tuple[int, Any]:
-    """Status and JSON of the API's answer to a GET, or to a POST of a JSON body."""
-    request = urllib.request.Request(  # noqa: S310  # our own address
-        _choose("api").url + path, body.encode() if body else None, {"Content-Type": "application/json"}
-    )
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-    except ValueError:
-        sys.exit(f"What answers at {_choose('api').url} is not the API. Whose port is {settings.api_port}?")
-    except OSError as error:
-        sys.exit(f"The API at {_choose('api').url} does not answer ({error}). Start it: ./run_all.sh up")
+        click.echo(example.ask(load(), model))
+    except example.NoPredictionError as error:
+        sys.exit(f"No prediction: {error}")
 
 
 @main.command()
 def addresses() -> None:
     """Print where the services are."""
     settings = load()
-    click.echo(
-        f"\nMLflow  {settings.mlflow_tracking_uri}\nAPI     {_choose('api').url}\n\nStop the lab: ./run_all.sh down"
-    )
+    click.echo(f"\nMLflow  {settings.mlflow_public_url}\nAPI     {_choose('api').url}\n")
 
 
 @main.command()
-def prepare() -> None:
-    """Put a random operators' token into `.env`, unless it has one, and see that the services' ports are free."""
-    path = ROOT / ".env"
-    try:
-        text = path.read_text() if path.exists() else "# Settings of this lab; .env.example explains each.\n"
-        if not re.search(r"^\s*(export\s+)?API_ADMIN_TOKEN=", text, re.MULTILINE):
-            new = path.with_name(".env.new")
-            new.touch(0o600)
-            new.write_text(f"{text.rstrip()}\nAPI_ADMIN_TOKEN={token_hex(24)}\n")
-            new.replace(path)
-    except OSError as error:
-        sys.exit(f"{path} cannot be written: {error.strerror}.")
+def require_ports() -> None:
+    """Exit when somebody else listens on a port that a service needs."""
     for service in services(load()):
         service.require_port()
 

@@ -11,6 +11,7 @@ import getpass
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -70,6 +71,20 @@ def connect(tracking_uri: str, timeout_seconds: int = 10, retries: int = 2) -> M
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     return MlflowClient(tracking_uri, tracking_uri)
+
+
+def wait(client: MlflowClient, seconds: float) -> None:
+    """Return when the registry answers. Raises RegistryUnreachableError when it does not within the seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with answering(client):
+                client.search_registered_models(max_results=1)
+            return
+        except RegistryUnreachableError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.5)
 
 
 @contextmanager

@@ -21,7 +21,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # The MLflow server
-    mlflow_host: str = Field("127.0.0.1", description="The address that the MLflow server listens on.")
+    mlflow_bind: str = Field(
+        "127.0.0.1",
+        description="The address that the MLflow server is published on; whoever reaches it may change everything.",
+    )
+    mlflow_host: str = Field(
+        default_factory=lambda data: data["mlflow_bind"],
+        description="The address that the MLflow server listens on; MLFLOW_BIND by default. An image sets it to all.",
+    )
     mlflow_port: int = Field(5001, ge=1, le=65535, description="The port that the MLflow server listens on.")
     mlflow_backend_store_uri: str = Field(
         f"sqlite:///{ROOT}/db/mlruns.db",
@@ -41,9 +48,17 @@ class Settings(BaseSettings):
         default_factory=lambda data: f"http://localhost:{data['mlflow_port']}",
         description="Where the MLflow server is reached; by default on this machine, at MLFLOW_PORT.",
     )
+    mlflow_public_url: str = Field(
+        default_factory=lambda data: data["mlflow_tracking_uri"],
+        description="Where people reach the MLflow page, for links; MLFLOW_TRACKING_URI by default.",
+    )
     lab_database_url: str = Field(
         f"sqlite:///{ROOT}/db/lab.db",
         description="Labstack's own database (datasets, audit), as an SQLAlchemy URL; db/lab.db by default.",
+    )
+    lab_archive: str | None = Field(
+        None,
+        description="An archive of ./run_all.sh backup, a path or a URL, whose data a lab without data begins with.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The least severe level that is logged."
@@ -71,7 +86,7 @@ class Settings(BaseSettings):
     startup_timeout_seconds: float = Field(
         120,
         gt=0,
-        description="How long the API, at its start, takes an unreachable registry for one that is still coming up.",
+        description="How long the API and training, starting, take an unreachable registry for one that is coming up.",
     )
     follow_interval_seconds: float = Field(
         3, gt=0, description="How often each worker asks the registry for its roles, jittered by a fifth."
@@ -85,6 +100,13 @@ class Settings(BaseSettings):
     @classmethod
     def _in_capitals(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+
+def reached_at(host: str) -> str:
+    """The host that this machine reaches a service by that listens on an address."""
+    if host in (*LOOPBACK, "0.0.0.0", "::"):  # noqa: S104
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
 
 
 def without_credentials(url: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from labstack import settings
+from labstack import archive, settings
+from labstack.errors import LabError
 
 
 def environment(config: settings.Settings) -> dict[str, str]:
@@ -36,6 +37,8 @@ def prepare_sqlite(uri: str) -> None:
     if url.get_backend_name() != "sqlite" or not url.database:
         return
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    if not Path(url.database).exists():
+        Path(url.database).touch()  # with the umask's mode: SQLite's own would shut the group out
     connection = sqlite3.connect(url.database, timeout=20)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.close()
@@ -44,7 +47,10 @@ def prepare_sqlite(uri: str) -> None:
 def main() -> None:
     config = settings.load()
     try:
+        archive.begin(config)
         prepare_sqlite(config.mlflow_backend_store_uri)
+    except LabError as error:
+        sys.exit(str(error))
     except (OSError, sqlite3.Error) as error:
         sys.exit(f"MLflow's database {config.mlflow_backend_store_uri} cannot be opened: {error}")
     # an artifact root would be handed to clients as a path of their own; unset, artifacts go through the server

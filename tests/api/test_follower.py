@@ -193,6 +193,13 @@ def test_a_model_that_was_never_a_package_of_ours_harms_no_other(service: Servic
     assert service.lineup("iris").production.version == 1
 
 
+@pytest.mark.usefixtures("group_writable")
+def test_the_cache_is_the_groups_too(lab: Lab, tmp_path: Path) -> None:
+    create_app(lab.settings(api_cache_dir=tmp_path)).extensions["labstack"].follower.sync()
+    modes = {path.is_dir(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {True: 0o775, False: 0o664}
+
+
 def test_a_vanished_cache_is_filled_again(service: Service, lab: Lab, model: str) -> None:
     shutil.rmtree(service.settings.api_cache_dir)
     registry.promote(lab.client, lab.engine, model, 1, reason="first")

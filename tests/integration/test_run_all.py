@@ -49,7 +49,8 @@ class Copy:
             for name, value in os.environ.items()
             if name not in ("LAB_ENV_FILE", "PYTHONPATH") and not name.startswith("MLFLOW_")
         }
-        return kept | {"MLFLOW_PORT": str(self.mlflow_port), "API_PORT": str(self.api_port)}
+        ports = {"MLFLOW_PORT": str(self.mlflow_port), "API_PORT": str(self.api_port)}
+        return kept | ports | {"DOCKER_HOST": "unix:///no/engine"}
 
     @property
     def api(self) -> str:
@@ -68,9 +69,9 @@ def copy_to(folder: Path) -> Copy:
         check=True,
     ).stdout
     for name in filter(None, tracked.decode().split("\0")):
-        if (ROOT / name).exists():
+        if os.path.lexists(ROOT / name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     return Copy(folder, free_port(), free_port())
 
 
@@ -90,8 +91,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
 def test_from_nothing_to_a_prediction(copy: Copy) -> None:
     lines = (copy.folder / "first.txt").read_text().splitlines()
     steps = [match.groups() for line in lines if (match := re.match(r"\[(\d)/6\] (.+?) +[\d.]+ s", line))]
-    names = ["environment", "database", "MLflow server", "training", "API", "prediction"]
+    names = ["environment", "MLflow server", "database", "training", "API", "prediction"]
     assert steps == [(str(number), name) for number, name in enumerate(names, 1)]
+    no_engine = "no container engine answers" if shutil.which("docker") else "there is no docker command here"
+    assert lines[0] == f"Labstack, as processes of this machine: {no_engine}"
     text = "\n".join(lines)
     assert "iris version 1 is production" in text
     assert "student_exam version 1 is production" in text
@@ -109,12 +112,10 @@ def test_a_random_token_is_made_for_operators_and_only_its_owner_reads_it(copy: 
     assert ask(f"{copy.api}/admin/reload", b"", "POST").status == 403
 
 
-def test_nothing_is_written_outside_the_ignored_places(copy: Copy) -> None:
+def test_nothing_is_written_outside_the_ignored_places(copy: Copy, tmp_path: Path) -> None:
     written = {path.name for path in copy.folder.iterdir()}
-    tracked = {
-        name.split("/")[0] for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n")
-    }
-    assert written - tracked <= {".env", ".lab", ".venv", "first.txt"}
+    cloned = {path.name for path in copy_to(tmp_path).folder.iterdir()}
+    assert written - cloned == {".env", ".lab", ".venv", "first.txt"}
     assert {path.name for path in (copy.folder / "db").iterdir()} >= {"lab.db", "mlruns.db", "mlartifacts"}
 
 
@@ -123,7 +124,10 @@ def test_called_again_it_leaves_alone_what_runs(copy: Copy) -> None:
     again = copy.run("up", MLFLOW_TRACKING_URI="http://mlflow.example")  # another server's, from the user's shell
     assert "MLFLOW_TRACKING_URI" in again.stderr
     assert again.returncode == 0, again
+    assert again.stdout.startswith("Labstack, as processes of this machine\n")  # as before
     assert again.stdout.count("already running") == 2
+    refused = copy.run("up", "--containers")
+    assert (refused.returncode, "Stop it first: ./run_all.sh down" in refused.stderr) == (1, True)
     assert "version 2" not in again.stdout
     assert copy.pids() == before
 
@@ -203,8 +207,9 @@ def test_an_environment_is_not_taken_from_under_a_running_lab(copy: Copy) -> Non
 
 
 def test_the_readmes_commands_do_what_it_shows(copy: Copy) -> None:
-    blocks = re.findall(r"```bash\n(.*?)```(?:\n\n```json\n(.*?)```)?", README, re.DOTALL)
-    assert len(blocks) >= 7
+    everywhere = re.sub(r"\n## Containers\n.*?\n## ", "\n## ", README, flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```(?:\n\n```json\n(.*?)```)?", everywhere, re.DOTALL)
+    assert len(blocks) >= 8
     for command, shown in blocks:
         if command == "./run_all.sh test\n":  # this is what it runs
             continue
@@ -238,7 +243,21 @@ def rounded(value: object) -> object:
 def test_the_readme_lists_the_tasks_and_so_does_help(copy: Copy) -> None:
     script = (ROOT / "run_all.sh").read_text()
     tasks = set(re.findall(r"^([a-z]+)\(\) \{ ## ", script, re.MULTILINE))
-    assert tasks >= {"up", "down", "status", "logs", "train", "predict", "test", "lint", "lock", "clean", "help"}
+    assert tasks >= {
+        "up",
+        "down",
+        "status",
+        "logs",
+        "train",
+        "predict",
+        "test",
+        "lint",
+        "lock",
+        "backup",
+        "restore",
+        "clean",
+        "help",
+    }
     assert {line.split()[0] for line in copy.run("help").stdout.splitlines()[1:]} == tasks
     section = README.partition("## Tasks")[2].partition("## ")[0]
     assert set(re.findall(r"^\| `([a-z]+)", section, re.MULTILINE)) == tasks
@@ -258,6 +277,33 @@ def history(copy: Copy) -> list[tuple[str, int]]:
     """Every move of a production role in the copy's database."""
     moves = audit.history(connect(f"sqlite:///{copy.folder}/db/lab.db"))
     return [(move.model, move.to_version or 0) for move in moves]
+
+
+def test_what_was_there_at_a_backup_is_there_again(copy: Copy, tmp_path: Path) -> None:
+    def newest() -> int:
+        url = f"http://localhost:{copy.mlflow_port}/api/2.0/mlflow/registered-models/get?name=student_exam"
+        return int(ask(url).json["registered_model"]["latest_versions"][0]["version"])
+
+    archive, before = tmp_path / "lab.tar.gz", newest()
+    assert copy.run("backup", str(archive)).stdout.startswith(f"{archive}: ")
+    assert archive.stat().st_mode & 0o777 == 0o600
+    refused = copy.run("backup", str(archive))
+    assert (refused.returncode, refused.stderr) == (1, f"{archive} exists already. Nothing was written.\n")
+    assert copy.run("train", "student_exam").returncode == 0
+    assert newest() == before + 1
+    for arguments, message in (
+        ([], "Which archive?"),
+        ([str(tmp_path / "none")], "There is no file"),
+        ([str(archive)], "Nothing was replaced. Without a terminal"),
+    ):
+        refused = copy.run("restore", *arguments)
+        assert refused.returncode == 1
+        assert message in refused.stderr
+        assert newest() == before + 1
+    restored = copy.run("restore", str(archive), "--yes")
+    assert restored.returncode == 0, restored
+    assert newest() == before
+    assert copy.run("predict").returncode == 0
 
 
 def test_after_a_crash_it_comes_up_again(copy: Copy) -> None:
@@ -300,6 +346,17 @@ def test_a_port_that_is_taken_is_named_with_its_owner_and_the_setting(copy: Copy
     assert "API_PORT=<port> in .env" in message
     assert not answers(f"http://localhost:{copy.mlflow_port}/health")
     assert step == "Nothing was started."
+
+
+def test_containers_that_are_asked_for_and_cannot_be_had_are_refused_with_the_reason(copy: Copy) -> None:
+    assert copy.run("down").returncode == 0
+    refused = copy.run("up", "--containers")
+    assert refused.returncode == 1
+    assert re.match(
+        r"This lab is to run in containers, and (there is no|no container) .*\./run_all.sh up --local\n$",
+        refused.stderr,
+    )
+    assert copy.run("up", "--sideways").stderr == "up takes --containers or --local, and nothing else.\n"
 
 
 def test_a_wrong_setting_stops_it_with_one_line(copy: Copy) -> None:

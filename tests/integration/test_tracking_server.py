@@ -2,9 +2,12 @@
 
 import os
 import sqlite3
+from pathlib import Path
 
 import psutil
+import pytest
 
+from labstack.tracking_server import prepare_sqlite
 from tests.conftest import Lab, ask
 
 
@@ -31,6 +34,12 @@ def test_its_database_is_in_wal_mode(lab: Lab) -> None:
     connection = sqlite3.connect(lab.folder / "mlruns.db")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+@pytest.mark.usefixtures("group_writable")
+def test_a_new_database_is_the_groups_too(tmp_path: Path) -> None:
+    prepare_sqlite(f"sqlite:///{tmp_path}/new/mlruns.db")
+    assert (tmp_path / "new/mlruns.db").stat().st_mode & 0o777 == 0o664
 
 
 def test_it_is_one_worker_without_a_job_runner(lab: Lab) -> None:

@@ -41,6 +41,16 @@ def test_migrating_again_changes_nothing(engine: Engine) -> None:
     assert history(engine) == []
 
 
+@pytest.mark.usefixtures("group_writable")
+def test_a_new_database_is_the_groups_too(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path}/new/lab.db")
+    migrate(engine)
+    with reading(engine) as session:
+        session.connection()
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
+    assert modes == {"lab.db": 0o664, "lab.db-wal": 0o664, "lab.db-shm": 0o664}
+
+
 def test_processes_that_prepare_one_new_database_at_once_all_succeed(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new folder/lab.db"
     command = [sys.executable, "-m", "labstack.store"]

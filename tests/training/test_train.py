@@ -202,7 +202,11 @@ def test_the_command_trains_a_file_and_says_what_became_of_it(lab: Lab, tmp_path
     ("arguments", "settings", "fault"),
     [
         (["irish"], {}, "there are: iris, student_exam"),
-        (["iris"], {"mlflow_tracking_uri": f"http://localhost:{free_port()}"}, "cannot be reached"),
+        (
+            ["iris"],
+            {"mlflow_tracking_uri": f"http://localhost:{free_port()}", "startup_timeout_seconds": 0.1},
+            "cannot be reached",
+        ),
         (["iris"], {"lab_database_url": "sqlite:////proc/nowhere/lab.db"}, "/proc/nowhere"),
     ],
 )

@@ -55,6 +55,8 @@ def connect(url: str) -> Engine:
         raise DatabaseError(f"LAB_DATABASE_URL is not usable: {error}") from error
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        if not Path(parsed.database).exists():
+            Path(parsed.database).touch()  # with the umask's mode: SQLite's own would shut the group out
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -1,5 +1,6 @@
 """`python -m labstack.training.cli`: what a person or the training container asks of training."""
 
+import signal
 import sys
 
 import click
@@ -24,6 +25,8 @@ def train_command(pipelines: tuple[str, ...], if_missing: bool) -> None:
 
     A PIPELINE is a name in src/pipelines or the path of a YAML file; without one, all in src/pipelines.
     """
+    # ended in the middle, it still closes its run and puts half-moved roles back
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Training was stopped."))
     configured = settings.load()
     logs.configure(configured.log_level, sys.stderr)
     model = ""
@@ -34,6 +37,7 @@ def train_command(pipelines: tuple[str, ...], if_missing: bool) -> None:
         for _ in datasets.load_bundled(engine):
             pass
         client = registry.connect(configured.mlflow_tracking_uri, timeout_seconds=20, retries=2)
+        registry.wait(client, configured.startup_timeout_seconds)
         for pipeline in chosen:
             model = f" of {pipeline.model}"
             production = registry.living_production(client, pipeline.model)

@@ -23,7 +23,7 @@ def welcome() -> dict[str, Any]:
             "model_info": "/model-info",
             "health": "/health",
             "ready": "/ready",
-            "mlflow": without_credentials(service().settings.mlflow_tracking_uri),
+            "mlflow": without_credentials(service().settings.mlflow_public_url),
         },
     }
 

@@ -179,10 +179,12 @@ class Follower:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(dir=folder.parent))
+        files = new / "files"  # unlike its parent, which is this user's alone, of the umask's mode
+        files.mkdir()
         try:
             with registry.answering(self._client):
-                artifacts.download_artifacts(source, dst_path=str(new))
-            new.rename(folder)
+                artifacts.download_artifacts(source, dst_path=str(files))
+            files.rename(folder)
         except OSError:
             if not folder.exists():  # else another worker was quicker
                 raise

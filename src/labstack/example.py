@@ -1,0 +1,69 @@
+"""`python -m labstack.example [--shown-at URL] [MODEL]`: ask the API for one prediction.
+
+Prints the curl line that anybody can repeat, then the answer. By default the default model is asked, at the address of
+the settings; `--shown-at` is where the API is reached from outside its container.
+"""
+
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from labstack.errors import LabError
+from labstack.settings import Settings, load, reached_at
+
+
+class NoPredictionError(LabError):
+    """The API gives no prediction; the text says why."""
+
+
+@click.command()
+@click.option("--shown-at")
+@click.argument("model", required=False)
+def main(shown_at: str | None, model: str | None) -> None:
+    """Ask the API for one prediction."""
+    try:
+        click.echo(ask(load(), model, shown_at))
+    except NoPredictionError as error:
+        sys.exit(f"No prediction: {error}")
+
+
+def ask(settings: Settings, model: str | None, shown_at: str | None = None) -> str:
+    """The curl line of a prediction for the model's sample, and the answer below it. Raises NoPredictionError."""
+    url = f"http://{reached_at(settings.api_host)}:{settings.api_port}"
+    deadline = time.monotonic() + 2 * settings.follow_interval_seconds  # it may just be following
+    while _get(f"{url}/ready")[0] == 503 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    path = f"/models/{quote(model)}/predict" if model else "/predict"
+    status, answer = _get(f"{url}/model-info?model={quote(model or '')}")
+    if status == 200:
+        body = json.dumps(answer["sample"]["input"])
+        status, answer = _get(url + path, body)
+    if status != 200:
+        raise NoPredictionError(answer["detail"])
+    return f"curl {shown_at or url}{path} -H 'Content-Type: application/json' -d '{body}'\n{json.dumps(answer)}"
+
+
+def _get(url: str, body: str | None = None) -> tuple[int, Any]:
+    """Status and JSON of the answer to a GET, or to a POST of a JSON body."""
+    request = urllib.request.Request(  # noqa: S310  # our own address
+        url, body.encode() if body else None, {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+    except ValueError as error:
+        raise NoPredictionError(f"What answers at {url} is not the API.") from error
+    except OSError as error:
+        raise NoPredictionError(f"{url} does not answer ({error}). Start the lab: ./run_all.sh up") from error
+
+
+if __name__ == "__main__":
+    main()

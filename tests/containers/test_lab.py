@@ -1,0 +1,250 @@
+"""A lab in containers, from nothing to a served version that outlives them all. The tests follow each other."""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import IRIS_ROW, ask, wait_until
+from tests.containers.conftest import SECRET, SERVICES, Stack, docker
+
+WORSE = """
+model: iris
+task: classification
+data: {dataset: iris, target: species}
+split: {test_fraction: 0.25, seed: 42}
+estimator: sklearn.dummy.DummyClassifier
+metric: accuracy
+"""
+
+
+@contextmanager
+def attached(stack: Stack, *arguments: str) -> Iterator[Path]:
+    """`docker compose` in a terminal until Ctrl-C; the file that it prints to."""
+    output = stack.folder / "compose.log"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            ["docker", "compose", *arguments], cwd=stack.folder, env=stack.environment(), stdout=file, stderr=file
+        )
+        try:
+            yield output
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) in (0, 130), output.read_text()
+
+
+def test_up_from_nothing_it_is_healthy_and_says_what_is_missing(stack: Stack) -> None:
+    with attached(stack, "up", "--build"):
+        wait_until(lambda: stack.runs("api") and stack.healthy("api"), 120, "the API is healthy")
+        assert stack.healthy("server_mlflow")
+        assert stack.compose("ps", "--all", "--services").stdout.split() == ["api", "server_mlflow"]
+        welcome = ask(stack.api)
+        assert welcome.json["message"] == "Welcome to the API service!"
+        assert welcome.json["links"]["mlflow"] == stack.mlflow
+        unready = stack.predict(IRIS_ROW)
+        assert unready.status == 503
+        assert "has no production version" in unready.json["detail"]
+        assert ask(stack.mlflow).text.count("<title>MLflow</title>") == 1
+    assert [stack.state(service)["State"]["ExitCode"] for service in ("server_mlflow", "api")] == [0, 0]
+
+
+def test_training_on_demand_is_served_without_a_restart(stack: Stack) -> None:
+    with attached(stack, "--profile", "mlops", "up") as output:
+        wait_until(lambda: stack.healthy("api"), 120, "the API is healthy")
+        started = stack.state("api")["State"]["StartedAt"]
+        wait_until(lambda: "mlops-1 exited with code 0" in output.read_text(), 120, "training is done")
+        said = stack.logs("mlops")
+        for model in ("iris", "student_exam"):
+            assert f"{model} version 1 is production" in said
+        assert not [line for line in said.splitlines() if json_level(line) in ("warning", "error")]
+        stack.serves(1)
+        assert stack.predict(IRIS_ROW).json["prediction"]["class"] == "setosa"
+        assert stack.state("api")["State"]["StartedAt"] == started
+    stack.up()
+    stack.serves(1)
+
+
+def json_level(line: str) -> str | None:
+    return str(json.loads(line)["level"]) if line.startswith("{") else None
+
+
+def test_one_pipeline_is_trained_by_name(stack: Stack) -> None:
+    done = stack.train("student_exam")
+    assert done.stdout == "student_exam version 2 was not promoted: rmse 3.5505 not < 3.5505 of version 1\n"
+
+
+def test_a_training_that_fails_says_so_and_moves_no_role(stack: Stack) -> None:
+    before = ask(f"{stack.api}/health").json["models"]
+    failed = stack.train("irish", check=False)
+    assert failed.returncode == 1
+    [said] = [line for line in failed.stderr.splitlines() if line.startswith("Training stopped: ")]
+    assert said.startswith("Training stopped: There is no pipeline 'irish'; there are: iris, student_exam")
+    assert ask(f"{stack.api}/admin/reload", b"", "POST", {"X-Admin-Token": SECRET}).status == 200
+    assert ask(f"{stack.api}/health").json["models"] == before
+
+
+def test_a_pipeline_of_the_users_own_is_mounted_and_judged(stack: Stack) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # where the container's user may read
+        Path(folder).chmod(0o755)
+        Path(folder, "worse.yaml").write_text(WORSE)
+        mounted = f"{folder}/worse.yaml:/worse.yaml:ro"
+        done = stack.compose("run", "--rm", "-T", "--volume", mounted, "mlops", "train", "/worse.yaml")
+    assert "iris version 2 was not promoted: " in done.stdout
+    assert stack.version() == 1
+
+
+def test_two_trainings_at_once_both_end_well(stack: Stack) -> None:
+    with ThreadPoolExecutor() as pool:
+        said = [done.stdout for done in pool.map(lambda _: stack.train("iris"), range(2))]
+    versions = sorted(line.split()[2] for line in said)
+    assert versions == ["3", "4"]
+    assert stack.version() == 1  # equal is not better
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("#/experiments/1/runs", ["Training runs", ">iris<", "v1"]),
+        ("#/models", [">iris<", ">student_exam<"]),
+        ("#/models/iris", ["Version 1", "production"]),
+    ],
+)
+def test_a_browser_shows_the_runs_and_the_registered_models(
+    stack: Stack, browser: str, path: str, shown: list[str], tmp_path: Path
+) -> None:
+    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    page = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", *quiet),
+            *(f"--user-data-dir={tmp_path}", "--window-size=1400,900", "--virtual-time-budget=20000"),
+            *("--dump-dom", f"{stack.mlflow}/{path}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert [text for text in shown if text not in page] == [], page[-3000:]
+
+
+def test_the_server_answers_to_its_names_and_refuses_a_foreign_host(stack: Stack) -> None:
+    code = """
+import urllib.error, urllib.request
+for host in ("server_mlflow:5001", "evil.example", "evil.example:5001"):
+    request = urllib.request.Request("http://server_mlflow:5001/api/2.0/mlflow/registered-models/search")
+    request.add_header("Host", host)
+    try:
+        print(urllib.request.urlopen(request).status, end=" ")
+    except urllib.error.HTTPError as error:
+        print(error.code, end=" ")
+"""
+    assert stack.python("api", code) == "200 403 403"
+    search = f"{stack.mlflow}/api/2.0/mlflow/registered-models/search"
+    assert ask(search).status == 200
+    assert ask(search, headers={"Host": "evil.example"}).status == 403
+
+
+def test_each_container_runs_as_nobody_without_privileges(stack: Stack) -> None:
+    for service in ("server_mlflow", "api"):
+        host = stack.state(service)["HostConfig"]
+        assert host["ReadonlyRootfs"]
+        assert host["CapDrop"] == ["ALL"]
+        assert host["RestartPolicy"]["Name"] == "always"
+        assert host["Memory"] > 0
+        assert host["LogConfig"]["Config"]["max-size"] == "10m"
+        users = docker("top", stack.container(service), "-eo", "pid,uid,gid").stdout.splitlines()[1:]
+        assert {tuple(line.split()[1:]) for line in users} == {("10001", "0")}
+        status = dict(
+            line.split(":\t", 1)
+            for line in stack.python(service, "print(open('/proc/1/status').read())").splitlines()
+            if ":\t" in line
+        )
+        assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd")} == {"0" * 16}
+        assert status["NoNewPrivs"] == "1"
+        ports = stack.state(service)["NetworkSettings"]["Ports"]
+        assert {binding["HostIp"] for bindings in ports.values() for binding in bindings} == {"127.0.0.1"}
+
+
+def test_nothing_is_written_outside_the_volume_and_the_memory(stack: Stack) -> None:
+    for service in SERVICES:
+        written = docker("diff", stack.container(service)).stdout.splitlines()
+        assert [line for line in written if "/sbin" not in line and line != "C /usr"] == []  # the engine's own init
+
+
+def test_no_secret_is_in_a_log(stack: Stack) -> None:
+    assert ask(f"{stack.api}/admin/reload", b"", "POST", {"X-Admin-Token": SECRET}).status == 200
+    assert ask(f"{stack.api}/admin/reload", b"", "POST", {"X-Admin-Token": "guess"}).status == 403
+    for service in SERVICES:
+        assert SECRET not in stack.logs(service)
+    assert "reload" in stack.logs("api")
+
+
+def test_the_commands_work_in_the_docker_folder_too(stack: Stack) -> None:
+    said = [
+        stack.compose("--profile", "mlops", "config", "--format", "json", cwd=folder).stdout
+        for folder in (".", "docker")
+    ]
+    here, there = (json.loads(text) for text in said)
+    assert here == {name: part for name, part in there.items() if not name.startswith("x-")}
+    assert SECRET in said[0]  # .env is read in both
+    assert set(stack.compose("ps", "--services", cwd="docker").stdout.split()) == {"server_mlflow", "api"}
+
+
+def test_down_and_up_again_all_is_there_and_served(stack: Stack) -> None:
+    stack.compose("--profile", "mlops", "down")
+    stack.up()
+    stack.serves(1)
+    assert stack.predict(IRIS_ROW).json["prediction"]["class"] == "setosa"
+    assert ask(f"{stack.mlflow}/api/2.0/mlflow/model-versions/get?name=iris&version=4").status == 200
+    assert "not promoted" in stack.train("student_exam").stdout
+
+
+def test_any_user_goes_on_with_the_data(stack: Stack) -> None:
+    stack.up(LAB_USER="54321:0")
+    users = docker("top", stack.container("api"), "-eo", "pid,uid").stdout.splitlines()[1:]
+    assert {line.split()[1] for line in users} == {"54321"}
+    stack.serves(1)
+    trained = stack.compose("run", "--rm", "-T", "mlops", "train", "iris", settings={"LAB_USER": "12321:0"})
+    assert "iris version 5 was not promoted" in trained.stdout
+    stack.up()  # and back
+    stack.serves(1)
+
+
+def test_a_folder_in_the_place_of_the_volume(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("data")
+    own = {"LAB_DB": str(folder), "LAB_USER": f"{os.getuid()}:0"}
+    stack.compose("down")
+    stack.up(**own)
+    assert {path.name for path in folder.iterdir()} >= {"lab.db", "mlruns.db"}
+    assert stack.version() is None  # another lab
+    stack.compose("down", settings=own)
+    stack.up()
+    stack.serves(1)
+
+
+def test_a_lab_begins_with_the_archive_that_a_setting_names(stack: Stack) -> None:
+    archive = stack.folder / "lab.tar.gz"
+    with archive.open("wb") as file:
+        container = stack.container("server_mlflow")
+        subprocess.run(["docker", "exec", container, "entrypoint.sh", "archive", "write"], stdout=file, check=True)
+    stack.erase()
+    network = f"{stack.variables['COMPOSE_PROJECT_NAME']}_lab"
+    stack.compose("create", "server_mlflow")  # and with it the network
+    gateway = json.loads(docker("network", "inspect", network).stdout)[0]["IPAM"]["Config"][0]["Gateway"]
+    server = subprocess.Popen(
+        ["python3", "-m", "http.server", "--bind", gateway, "18765"], cwd=stack.folder, stderr=subprocess.DEVNULL
+    )
+    try:
+        stack.up(LAB_ARCHIVE=f"http://{gateway}:18765/lab.tar.gz")
+    finally:
+        server.kill()
+        server.wait()
+    assert f"This lab begins with the data of http://{gateway}:18765/lab.tar.gz." in stack.logs("server_mlflow")
+    stack.serves(1)
+    assert "iris version 6 was not promoted" in stack.train("iris").stdout
