@@ -107,7 +107,10 @@ class Stack:
         return answers(self.api) and ask(self.api).json["models"].get("iris")
 
     def serves(self, version: int) -> None:
+        """Wait until the API serves a version of iris by itself, and then until each of its workers does."""
         wait_until(lambda: self.version() == version, 60, f"iris version {version} is served")
+        reload = ask(f"{self.api}/admin/reload", b"", "POST", {"X-Admin-Token": SECRET})
+        assert reload.status == 200, reload
 
 
 @pytest.fixture(scope="session")
