@@ -295,6 +295,7 @@ containers_status() {
 }
 
 containers_logs() {
+  case ${1:-} in "" | server_mlflow | api | mlops) ;; *) fail "There is no service '$1'; there are: server_mlflow, api, mlops." ;; esac
   docker compose logs --no-log-prefix "$@"
 }
 
