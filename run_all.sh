@@ -244,8 +244,15 @@ containers_up() {
   step "prediction" quietly containers_predict
 }
 
+# Build the images of the services named, by default all. A person sees it at work.
 containers_build() {
-  if [[ -t 2 ]]; then docker compose --profile mlops build; else quietly docker compose --profile mlops build; fi >&2
+  mkdir -p .lab/logs
+  if [[ -t 2 ]]; then
+    docker compose --profile mlops build "$@" >&2
+  elif ! docker compose --profile mlops build "$@" >.lab/logs/build.log 2>&1; then
+    tail -n 20 .lab/logs/build.log >&2
+    return 1
+  fi
 }
 
 containers_start() {
@@ -259,7 +266,7 @@ containers_train() {
   for argument in "$@"; do # a file is seen at its own place, by its owner
     if [[ $argument == /* ]]; then options+=(--user "$(id -u):0" --volume "$argument:$argument:ro"); fi
   done
-  quietly docker compose build mlops # with the files as they are now
+  containers_build mlops # with the files as they are now
   docker compose --progress quiet run "${options[@]}" ${terminal:+"$terminal"} mlops train "$@"
 }
 
