@@ -24,8 +24,8 @@ from flask import Flask
 from mlflow import MlflowClient
 from sqlalchemy import Engine
 
-from labstack import registry
 from labstack.api.app import create_app
+from labstack.mlflow_rest import MlflowRest
 from labstack.settings import ROOT, Settings
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
@@ -240,7 +240,8 @@ class Lab:
     tracking_uri: str
     database_url: str
     engine: Engine
-    client: MlflowClient
+    client: MlflowClient  # MLflow's own, for what a person does in its page
+    registry: MlflowRest
 
     def settings(self, **others: Any) -> Settings:
         own: dict[str, Any] = {"mlflow_tracking_uri": self.tracking_uri, "lab_database_url": self.database_url}
@@ -250,7 +251,7 @@ class Lab:
     def train(self, name: str, **changes: Any) -> int:
         """Train a bundled pipeline, some of its keys changed; the new version."""
         pipeline = config.Pipeline.model_validate(config.read(name).model_dump() | changes)
-        return train(pipeline, self.client, self.engine).version
+        return train(pipeline, self.registry, self.engine).version
 
 
 @pytest.fixture(autouse=True)
@@ -287,7 +288,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         engine = connect(url)
         migrate(engine)
         list(datasets.load_bundled(engine))
-        made = Lab(folder, server.url, url, engine, registry.connect(server.url))
+        made = Lab(folder, server.url, url, engine, MlflowClient(server.url, server.url), MlflowRest(server.url))
         for name in config.names():
             assert made.train(name) == 1
         yield made

@@ -76,12 +76,12 @@ def state(folder: Path) -> dict[str, object]:
 def test_of_a_lab_at_work_it_is_one_state(lab: Lab, model: str, tmp_path: Path) -> None:
     """Whatever the moment, the audit's last word on each role is the registry's, and every version has its files."""
     for number in (1, 2):
-        registry.promote(lab.client, lab.engine, model, number, reason="a first")
+        registry.promote(lab.registry, lab.engine, model, number, reason="a first")
     stop = threading.Event()
 
     def move() -> None:
         while not stop.wait(random.uniform(0, 0.1)):  # noqa: S311  # SQLite retries in step with an even pace
-            registry.rollback(lab.client, lab.engine, model, reason="to and fro")
+            registry.rollback(lab.registry, lab.engine, model, reason="to and fro")
 
     mover = threading.Thread(target=move)
     mover.start()

@@ -9,39 +9,21 @@ the MLflow page or a move that was killed, is noted with the next move, so that 
 
 import getpass
 import os
-import re
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import EllipsisType
 
-import mlflow
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from labstack.errors import LabError
-from labstack.settings import without_credentials
+from labstack.mlflow_rest import MlflowRest, NotThereError, RegistryError, RegistryUnreachableError, Version
 from labstack.store.audit import RoleMove
 from labstack.store.database import writing
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
-
-
-class RegistryError(LabError):
-    """A move is refused, or the registry's answer cannot be used; the text is for people."""
-
-
-class RegistryUnreachableError(RegistryError):
-    """The registry does not answer."""
-
-
-class NoSuchVersionError(RegistryError):
-    """The registry has no such version, or has it no more: an alias outlives the version that it names."""
 
 
 class ProductionMovedError(RegistryError):
@@ -57,29 +39,12 @@ class Roles:
     previous: int | None = None
 
 
-def connect(tracking_uri: str, timeout_seconds: int = 10, retries: int = 2) -> MlflowClient:
-    """A client of the registry that gives up soon: MLflow's own patience is minutes a call. Calls nothing yet.
-
-    The address becomes the process's: much of MLflow, downloads among it, takes it from there alone.
-    """
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout_seconds)
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(retries)
-    os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    return MlflowClient(tracking_uri, tracking_uri)
-
-
-def wait(client: MlflowClient, seconds: float) -> None:
+def wait(client: MlflowRest, seconds: float) -> None:
     """Return when the registry answers. Raises RegistryUnreachableError when it does not within the seconds."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            with answering(client):
-                client.search_registered_models(max_results=1)
+            client.models()
             return
         except RegistryUnreachableError:
             if time.monotonic() >= deadline:
@@ -87,65 +52,26 @@ def wait(client: MlflowClient, seconds: float) -> None:
             time.sleep(0.5)
 
 
-@contextmanager
-def answering(client: MlflowClient) -> Iterator[None]:
-    """Turn MLflow's exceptions into RegistryError, and those of a registry that does not answer into its subclass."""
-    try:
-        yield
-    except RestException as error:
-        raise RegistryError(error.message) from error
-    except MlflowException as error:
-        url = without_credentials(client.tracking_uri)
-        if status := re.search(r"failed with error code (\d+)", error.message):
-            raise RegistryError(f"The MLflow server at {url} refuses, with status {status[1]}.") from error
-        if "API request to" in error.message:
-            raise RegistryUnreachableError(f"The MLflow server at {url} cannot be reached.") from error
-        raise RegistryError(error.message) from error
-
-
-def roles(client: MlflowClient, model: str) -> Roles:
+def roles(client: MlflowRest, model: str) -> Roles:
     """The roles of one model; all None when the registry does not know it."""
-    with answering(client):
-        try:
-            aliases = client.get_registered_model(model).aliases
-        except RestException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return Roles()
-            raise
-    return _roles(aliases)
+    try:
+        return _roles(client.aliases(model))
+    except NotThereError:
+        return Roles()
 
 
-def all_roles(client: MlflowClient) -> dict[str, Roles]:
+def all_roles(client: MlflowRest) -> dict[str, Roles]:
     """The roles of every registered model."""
-    found: dict[str, Roles] = {}
-    token = None
-    with answering(client):
-        while True:
-            page = client.search_registered_models(max_results=1000, page_token=token)
-            found |= {model.name: _roles(model.aliases) for model in page}
-            token = page.token
-            if not token:
-                return found
+    return {model: _roles(aliases) for model, aliases in client.models().items()}
 
 
-def version(client: MlflowClient, model: str, number: int) -> ModelVersion:
-    """One version's record. Raises NoSuchVersionError when there is none, or none any more."""
-    with answering(client):
-        try:
-            return client.get_model_version(model, str(number))
-        except RestException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise NoSuchVersionError(f"The model {model!r} has no version {number}.") from error
-            raise
-
-
-def living_production(client: MlflowClient, model: str) -> ModelVersion | None:
+def living_production(client: MlflowRest, model: str) -> Version | None:
     """The record of the production version; None when there is none, or it was deleted."""
     return _living(client, model, roles(client, model).production)
 
 
 def promote(
-    client: MlflowClient,
+    client: MlflowRest,
     engine: Engine,
     model: str,
     number: int,
@@ -171,7 +97,7 @@ def promote(
     _move(client, engine, model, change, reason)
 
 
-def rollback(client: MlflowClient, engine: Engine, model: str, *, reason: str) -> int:
+def rollback(client: MlflowRest, engine: Engine, model: str, *, reason: str) -> int:
     """Make `previous` production again, and today's production `previous`. The version now in production."""
 
     def change(now: Roles) -> Roles:
@@ -184,7 +110,7 @@ def rollback(client: MlflowClient, engine: Engine, model: str, *, reason: str) -
     return _move(client, engine, model, change, reason).production or 0
 
 
-def start_canary(client: MlflowClient, engine: Engine, model: str, number: int, *, reason: str) -> None:
+def start_canary(client: MlflowRest, engine: Engine, model: str, number: int, *, reason: str) -> None:
     """Make a version the canary beside production."""
 
     def change(now: Roles) -> Roles:
@@ -200,7 +126,7 @@ def start_canary(client: MlflowClient, engine: Engine, model: str, number: int, 
     _move(client, engine, model, change, reason)
 
 
-def stop_canary(client: MlflowClient, engine: Engine, model: str, *, reason: str) -> None:
+def stop_canary(client: MlflowRest, engine: Engine, model: str, *, reason: str) -> None:
     """Take the canary's role from it."""
 
     def change(now: Roles) -> Roles:
@@ -220,9 +146,9 @@ def actor() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _move(client: MlflowClient, engine: Engine, model: str, change: Callable[[Roles], Roles], reason: str) -> Roles:
+def _move(client: MlflowRest, engine: Engine, model: str, change: Callable[[Roles], Roles], reason: str) -> Roles:
     """Move the roles to what `change` makes of them as they are; the roles then. `change` raises to refuse."""
-    with writing(engine) as session, answering(client):
+    with writing(engine) as session:
         before = roles(client, model)
         after = change(before)
         _record(session, model, _recorded(session, model), before, "unknown", "found moved, by none of our moves")
@@ -234,17 +160,17 @@ def _move(client: MlflowClient, engine: Engine, model: str, change: Callable[[Ro
                 _set_alias(client, model, role, getattr(after, role))
         except BaseException:
             for role in changed:
-                with suppress(MlflowException):
+                with suppress(RegistryError):
                     _set_alias(client, model, role, getattr(before, role))
             raise
     return after
 
 
-def _set_alias(client: MlflowClient, model: str, role: str, number: int | None) -> None:
+def _set_alias(client: MlflowRest, model: str, role: str, number: int | None) -> None:
     if number is None:
-        client.delete_registered_model_alias(model, role)
+        client.delete_alias(model, role)
     else:
-        client.set_registered_model_alias(model, role, str(number))
+        client.set_alias(model, role, number)
 
 
 def _recorded(session: Session, model: str) -> Roles:
@@ -263,19 +189,19 @@ def _record(session: Session, model: str, before: Roles, after: Roles, who: str,
             )
 
 
-def _roles(aliases: dict[str, str]) -> Roles:
-    return Roles(**{role: int(aliases[role]) for role in ROLES if role in aliases})
+def _roles(aliases: dict[str, int]) -> Roles:
+    return Roles(**{role: aliases[role] for role in ROLES if role in aliases})
 
 
-def _living(client: MlflowClient, model: str, number: int | None) -> ModelVersion | None:
+def _living(client: MlflowRest, model: str, number: int | None) -> Version | None:
     """The record of the version that a role names; None when it names none, or one that was deleted."""
     if number is not None:
-        with suppress(NoSuchVersionError):
-            return version(client, model, number)
+        with suppress(NotThereError):
+            return client.version(model, number)
     return None
 
 
-def _require_ready(client: MlflowClient, model: str, number: int) -> None:
-    status = version(client, model, number).status
+def _require_ready(client: MlflowRest, model: str, number: int) -> None:
+    status = client.version(model, number).status
     if status != "READY":
         raise RegistryError(f"Version {number} of {model!r} is not ready: its status is {status}.")

@@ -56,7 +56,7 @@ def test_without_a_token_only_this_machines_own_calls_are_answered(
 @pytest.fixture
 def service(lab: Lab, model: str) -> Service:
     """A worker that has looked once, serves version 1 of its default model, and looks again only when told."""
-    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     settings = lab.settings(default_model_name=model, reload_timeout_seconds=0.3)
     service: Service = create_app(settings).extensions["labstack"]
     service.follower.sync()
@@ -90,9 +90,9 @@ def test_a_look_that_began_before_the_reload_does_not_count(
     real = registry.all_roles
 
     def slowly(client: object) -> object:
-        found = real(lab.client)
+        found = real(lab.registry)
         if not raised:
-            registry.promote(lab.client, lab.engine, model, 2, reason="meanwhile")
+            registry.promote(lab.registry, lab.engine, model, 2, reason="meanwhile")
             raised.append(service.control.raise_desired())
         return found
 
@@ -123,12 +123,12 @@ def test_a_start_is_in_the_control_folder_before_the_first_look(
 
 
 def test_the_worker_that_is_told_of_a_promotion_serves_it(lab: Lab, model: str) -> None:
-    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     app = create_app(lab.settings(default_model_name=model, follow_interval_seconds=600))
     service: Service = app.extensions["labstack"]
     service.start()
     try:
-        registry.promote(lab.client, lab.engine, model, 2, reason="second")
+        registry.promote(lab.registry, lab.engine, model, 2, reason="second")
         assert app.test_client().post("/admin/reload").json["workers"][0]["models"][model] == 2
         assert app.test_client().post("/predict", json=IRIS_ROW).json["model"]["version"] == 2
     finally:

@@ -48,10 +48,10 @@ def stored(lab: Lab, model: str, version: int) -> Path:
 
 def test_a_promotion_is_followed(service: Service, lab: Lab, model: str) -> None:
     assert model not in service.follower.lineups
-    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     service.follower.sync()
     before = service.follower.lineups[model]
-    registry.promote(lab.client, lab.engine, model, 2, reason="second")
+    registry.promote(lab.registry, lab.engine, model, 2, reason="second")
     service.follower.sync()
     assert (before.production.version, service.follower.lineups[model].production.version) == (1, 2)
 
@@ -87,7 +87,7 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_visible(
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:50])
-    registry.promote(lab.client, lab.engine, trained, 2, reason="bad")
+    registry.promote(lab.registry, lab.engine, trained, 2, reason="bad")
     service.follower.sync()
     assert service.follower.lineups[trained].production.version == 1
     assert f"Version 2 of '{trained}' could not be loaded" in service.follower.following.load_errors[trained]
@@ -104,7 +104,7 @@ def test_a_version_that_does_not_predict_its_sample_is_refused(service: Service,
     folder = stored(lab, trained, 2)
     contract = Contract.read(folder)
     contract.model_copy(update={"sample": contract.sample.model_copy(update={"output": "tulip"})}).write(folder)
-    registry.promote(lab.client, lab.engine, trained, 2, reason="lying")
+    registry.promote(lab.registry, lab.engine, trained, 2, reason="lying")
     service.follower.sync()
     assert service.follower.lineups[trained].production.version == 1
     assert "for its own sample, and predicted 'tulip'" in service.follower.following.load_errors[trained]
@@ -116,7 +116,7 @@ class Surprise(LogisticRegression):  # type: ignore[misc]
 
 def test_a_version_with_foreign_types_is_refused(service: Service, lab: Lab, trained: str) -> None:
     skops.io.dump(Surprise(), stored(lab, trained, 2) / "model.skops")
-    registry.promote(lab.client, lab.engine, trained, 2, reason="foreign")
+    registry.promote(lab.registry, lab.engine, trained, 2, reason="foreign")
     service.follower.sync()
     assert service.follower.lineups[trained].production.version == 1
     assert "Surprise" in service.follower.following.load_errors[trained]
@@ -124,7 +124,7 @@ def test_a_version_with_foreign_types_is_refused(service: Service, lab: Lab, tra
 
 def test_a_deleted_version_harms_no_other_model(service: Service, lab: Lab, model: str, trained: str) -> None:
     lab.client.delete_model_version(trained, "1")  # its alias stays
-    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     service.follower.sync()
     assert service.follower.lineups[model].production.version == 1
     assert service.follower.following.registry_error is None
@@ -157,12 +157,9 @@ def test_an_answer_that_is_none_of_mlflows_does_not_end_the_following(service: S
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        try:
-            misled: Service = create_app(lab.settings(mlflow_tracking_uri=url)).extensions["labstack"]
-            misled.follower.sync()
-        finally:
-            registry.connect(lab.tracking_uri)
-            server.shutdown()
+        misled: Service = create_app(lab.settings(mlflow_tracking_uri=url)).extensions["labstack"]
+        misled.follower.sync()
+        server.shutdown()
     assert misled.follower.following.registry_error is not None
     assert misled.follower.first_look.is_set()
 
@@ -186,7 +183,7 @@ def test_a_follower_that_cannot_report_goes_on_and_says_so(lab: Lab) -> None:
 def test_a_model_that_was_never_a_package_of_ours_harms_no_other(service: Service, lab: Lab, model: str) -> None:
     source = str(lab.client.get_experiment("0").artifact_location)
     lab.client.create_model_version(model, source + "/nothing", await_creation_for=0)
-    registry.promote(lab.client, lab.engine, model, 4, reason="foreign")
+    registry.promote(lab.registry, lab.engine, model, 4, reason="foreign")
     service.follower.sync()
     assert model not in service.follower.lineups
     assert model in service.follower.following.load_errors
@@ -202,7 +199,7 @@ def test_the_cache_is_the_groups_too(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_vanished_cache_is_filled_again(service: Service, lab: Lab, model: str) -> None:
     shutil.rmtree(service.settings.api_cache_dir)
-    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     service.follower.sync()
     assert service.follower.lineups[model].production.version == 1
     assert len(list(service.settings.api_cache_dir.iterdir())) == 1

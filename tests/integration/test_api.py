@@ -64,10 +64,10 @@ def chunked(api: Process, body: bytes) -> int:
 
 
 def test_after_a_reload_no_worker_answers_with_the_old_version(lab: Lab, tmp_path: Path, model: str) -> None:
-    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, default_model_name=model) as api:
         for version in (2, 3, 1, 2):
-            registry.promote(lab.client, lab.engine, model, version, reason="next")
+            registry.promote(lab.registry, lab.engine, model, version, reason="next")
             reload = ask(f"{api.url}/admin/reload", b"", "POST")
             assert reload.status == 200, reload.text
             assert [worker["models"][model] for worker in reload.json["workers"]] == [version, version]
@@ -79,12 +79,12 @@ def test_workers_follow_the_registry_by_themselves(lab: Lab, tmp_path: Path, mod
     settings = {"mlflow_tracking_uri": lab.tracking_uri, "default_model_name": model, "follow_interval_seconds": 0.2}
     with run_api(tmp_path, until="/health", **settings) as api:
         assert ask(f"{api.url}/ready").status == 503
-        registry.promote(lab.client, lab.engine, model, 1, reason="first")
+        registry.promote(lab.registry, lab.engine, model, 1, reason="first")
         wait_until(lambda: ask(f"{api.url}/ready").status == 200, 10)
 
 
 def test_no_request_fails_while_versions_change(lab: Lab, tmp_path: Path, model: str) -> None:
-    registry.promote(lab.client, lab.engine, model, 1, reason="first")
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     statuses: list[int] = []
     done = threading.Event()
     with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, default_model_name=model) as api:
@@ -97,7 +97,7 @@ def test_no_request_fails_while_versions_change(lab: Lab, tmp_path: Path, model:
         for thread in threads:
             thread.start()
         for version in (2, 3, 1, 2, 3):
-            registry.promote(lab.client, lab.engine, model, version, reason="next")
+            registry.promote(lab.registry, lab.engine, model, version, reason="next")
             assert ask(f"{api.url}/admin/reload", b"", "POST").status == 200
         done.set()
         for thread in threads:

@@ -35,7 +35,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_the_first_version_becomes_production(lab: Lab) -> None:
-    assert registry.all_roles(lab.client)["iris"] == Roles(production=1)
+    assert registry.all_roles(lab.registry)["iris"] == Roles(production=1)
     [move] = history(lab.engine, "iris")
     assert (move.from_version, move.to_version) == (None, 1)
     assert move.reason.startswith("the model had no production version, accuracy 0.9")
@@ -45,7 +45,7 @@ def test_better_is_promoted_and_equal_or_worse_is_not(lab: Lab, name: str) -> No
     worse = {"model": name} | WORSE
     better = {"model": name} | BETTER
     assert [lab.train("student_exam", **changes) for changes in (worse, worse, better, worse)] == [1, 2, 3, 4]
-    assert registry.roles(lab.client, name) == Roles(production=3, previous=1)
+    assert registry.roles(lab.registry, name) == Roles(production=3, previous=1)
     newest, oldest = production_moves(lab, name)
     assert (oldest.to_version, newest.from_version, newest.to_version) == (1, 1, 3)
     assert "rmse" in newest.reason
@@ -101,14 +101,14 @@ def test_the_features_ranges_are_those_of_the_training_rows(lab: Lab, tmp_path: 
 def test_a_failed_fit_registers_nothing(lab: Lab, name: str) -> None:
     with pytest.raises(TrainingError, match="LogisticRegression does not fit"):
         lab.train("iris", model=name, params={"C": -1.0})
-    assert name not in registry.all_roles(lab.client)
+    assert name not in registry.all_roles(lab.registry)
 
 
 def test_an_estimator_that_fits_and_cannot_predict_registers_nothing(lab: Lab, name: str) -> None:
     knn = "sklearn.neighbors.KNeighborsClassifier"
     with pytest.raises(TrainingError, match="n_neighbors <= n_samples_fit"):
         lab.train("iris", model=name, estimator=knn, params={"n_neighbors": 1000})
-    assert name not in registry.all_roles(lab.client)
+    assert name not in registry.all_roles(lab.registry)
 
 
 def test_a_model_keeps_to_its_question(lab: Lab, name: str) -> None:
@@ -121,7 +121,7 @@ def test_a_model_keeps_to_its_question(lab: Lab, name: str) -> None:
 def test_what_cannot_be_compared_is_not_promoted_and_says_why(lab: Lab, name: str) -> None:
     lab.train("iris", model=name, estimator="sklearn.svm.LinearSVC", params={})
     assert lab.train("iris", model=name, metric="log_loss") == 2
-    assert registry.roles(lab.client, name) == Roles(production=1)
+    assert registry.roles(lab.registry, name) == Roles(production=1)
 
 
 def test_two_trainings_at_once_never_let_the_worse_one_win(lab: Lab, name: str) -> None:
@@ -134,20 +134,20 @@ def test_two_trainings_at_once_never_let_the_worse_one_win(lab: Lab, name: str) 
     ]
     split = data.load(lab.engine, pipelines[0])
     verdicts = [
-        promotion.judge(p, lab.client, {"rmse": rmse}, split) for p, rmse in zip(pipelines, (3.5, 8.8), strict=True)
+        promotion.judge(p, lab.registry, {"rmse": rmse}, split) for p, rmse in zip(pipelines, (3.5, 8.8), strict=True)
     ]
     assert [verdict.promote for verdict in verdicts] == [True, True]  # each alone is better than version 1
     assert [lab.train("student_exam", model=name, params={"alpha": alpha}) for alpha in (1.0, 1000.0)] == [2, 3]
-    assert registry.roles(lab.client, name).production == 2
+    assert registry.roles(lab.registry, name).production == 2
     with pytest.raises(registry.ProductionMovedError):
-        registry.promote(lab.client, lab.engine, name, 3, reason="late", instead_of=verdicts[1].judged_by)
+        registry.promote(lab.registry, lab.engine, name, 3, reason="late", instead_of=verdicts[1].judged_by)
 
 
 def test_a_production_version_that_was_deleted_or_damaged_is_no_dead_end(lab: Lab, name: str) -> None:
     lab.train("iris", model=name)
     lab.client.delete_model_version(name, "1")
     assert lab.train("iris", model=name) == 2
-    assert registry.roles(lab.client, name).production == 2
+    assert registry.roles(lab.registry, name).production == 2
     source = str(lab.client.get_model_version(name, "2").source).removeprefix("models:/")
     [stored] = (lab.folder / "mlartifacts").rglob(f"{source}/artifacts/model.skops")
     stored.write_bytes(b"damaged")

@@ -7,6 +7,7 @@ import click
 
 from labstack import logs, registry, settings
 from labstack.errors import LabError
+from labstack.mlflow_rest import MlflowRest
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
 from labstack.training import config
@@ -36,16 +37,17 @@ def train_command(pipelines: tuple[str, ...], if_missing: bool) -> None:
         migrate(engine)
         for _ in datasets.load_bundled(engine):
             pass
-        client = registry.connect(configured.mlflow_tracking_uri, timeout_seconds=20, retries=2)
+        client = MlflowRest(configured.mlflow_tracking_uri, timeout_seconds=20)
         registry.wait(client, configured.startup_timeout_seconds)
         for pipeline in chosen:
             model = f" of {pipeline.model}"
             production = registry.living_production(client, pipeline.model)
             if if_missing and production is not None:
-                click.echo(f"{pipeline.model} version {production.version} is production")
+                click.echo(f"{pipeline.model} version {production.number} is production")
                 continue
             from labstack.training.train import train  # seconds of imports, which nothing above needs
 
+            logs.configure(configured.log_level, sys.stderr)  # anew: MLflow brought handlers of its own
             outcome = train(pipeline, client, engine)
             became = "is production" if outcome.promoted else "was not promoted"
             click.echo(f"{outcome.model} version {outcome.version} {became}: {outcome.reason}")

@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow import MlflowClient, artifacts
-
-from labstack import registry, serialization
+from labstack import contract, registry, serialization
 from labstack.contract import Contract
 from labstack.errors import LabError
+from labstack.mlflow_rest import MlflowRest, NotThereError
 from labstack.training import data, evaluate
 from labstack.training.config import METRICS, Pipeline
 
@@ -29,7 +28,7 @@ class Incumbent:
     folder: Path
 
 
-def require_same_question(pipeline: Pipeline, client: MlflowClient) -> None:
+def require_same_question(pipeline: Pipeline, client: MlflowRest) -> None:
     """Raise TrainingError when production answers another question under the pipeline's model name."""
     with _incumbent(client, pipeline.model) as incumbent:
         if incumbent is None:
@@ -51,7 +50,7 @@ class Verdict:
     judged_by: int | None
 
 
-def judge(pipeline: Pipeline, client: MlflowClient, measured: dict[str, float], split: data.Split) -> Verdict:
+def judge(pipeline: Pipeline, client: MlflowRest, measured: dict[str, float], split: data.Split) -> Verdict:
     """Judge a new version beside production, on the same held-out rows."""
     metric = pipeline.metric
     mine = measured[metric]
@@ -84,26 +83,25 @@ def split_params(pipeline: Pipeline) -> dict[str, str]:
     }
 
 
-def _held_back(pipeline: Pipeline, client: MlflowClient, incumbent: Incumbent) -> bool:
+def _held_back(pipeline: Pipeline, client: MlflowRest, incumbent: Incumbent) -> bool:
     """Whether production was held back from the rows that it is judged on now."""
-    with registry.answering(client):
-        params = client.get_run(incumbent.run_id).data.params if incumbent.run_id else {}
+    params = client.run(incumbent.run_id).params if incumbent.run_id else {}
     return split_params(pipeline).items() <= params.items()
 
 
 @contextmanager
-def _incumbent(client: MlflowClient, model: str) -> Iterator[Incumbent | None]:
+def _incumbent(client: MlflowRest, model: str) -> Iterator[Incumbent | None]:
     """Production with its files, for as long as the context lasts; None when there is none."""
     record = registry.living_production(client, model)
     if record is None:
         yield None
         return
-    version = int(record.version)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         try:
-            with registry.answering(client):
-                path = Path(artifacts.download_artifacts(str(record.source), dst_path=folder))
-            contract = Contract.read(path)
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"Production version {version} of {model!r} cannot be read: {error}") from error
-        yield Incumbent(version, record.run_id, contract, path)
+            for file in (contract.FILE_NAME, serialization.FILE_NAME):
+                client.download(model, record.number, file, folder)
+            read = Contract.read(folder)
+        except (NotThereError, OSError, ValueError) as error:
+            raise TrainingError(f"Production version {record.number} of {model!r} cannot be read: {error}") from error
+        yield Incumbent(record.number, record.run_id, read, folder)

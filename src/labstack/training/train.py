@@ -1,8 +1,10 @@
 """One training run: rows, fit, evaluation, a logged and registered version, and its promotion when it earns it."""
 
 import importlib.metadata
+import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import skops.io
 import structlog
 from mlflow import MlflowClient
-from mlflow.exceptions import RestException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.models import infer_signature
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -20,6 +22,7 @@ from sqlalchemy import Engine
 
 from labstack import registry, serialization
 from labstack.contract import Contract, Feature, Sample
+from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError
 from labstack.training import data, evaluate, promotion
 from labstack.training.config import Pipeline
 from labstack.training.promotion import TrainingError
@@ -39,7 +42,7 @@ class Outcome:
     reason: str
 
 
-def train(pipeline: Pipeline, client: MlflowClient, engine: Engine) -> Outcome:
+def train(pipeline: Pipeline, client: MlflowRest, engine: Engine) -> Outcome:
     """Train, register, and promote the version if it is the model's first or better than production.
 
     Raises LabError; no role has moved then.
@@ -47,14 +50,14 @@ def train(pipeline: Pipeline, client: MlflowClient, engine: Engine) -> Outcome:
     promotion.require_same_question(pipeline, client)
     split = data.load(engine, pipeline)
     log.info("rows read", model=pipeline.model, train=len(split.train_target), test=len(split.test_target))
-    with registry.answering(client):
-        experiment = _experiment(client, pipeline.model)
+    with _tracking(client) as tracking:
+        experiment = _experiment(tracking, pipeline.model)
         with mlflow.start_run(experiment_id=experiment) as run:
             estimator, measured = _fit(pipeline, split)
             log.info("fitted and evaluated", model=pipeline.model, estimator=pipeline.estimator, **measured)
             _log_run(pipeline, estimator, split, measured)
-            model_id = _log_model(pipeline, client, estimator, split)
-            version = _register(client, pipeline.model, model_id, run.info.run_id)
+            model_id = _log_model(pipeline, tracking, estimator, split)
+            version = _register(tracking, pipeline.model, model_id, run.info.run_id)
     log.info("registered", model=pipeline.model, version=version)
     verdict = _judge_and_promote(pipeline, client, engine, version, measured, split)
     message = "promoted" if verdict.promote else "not promoted"
@@ -62,9 +65,32 @@ def train(pipeline: Pipeline, client: MlflowClient, engine: Engine) -> Outcome:
     return Outcome(pipeline.model, version, run.info.run_id, measured, verdict.promote, verdict.reason)
 
 
+@contextmanager
+def _tracking(client: MlflowRest) -> Iterator[MlflowClient]:
+    """MLflow's own client of the same server, for what is logged, as patient as ours; its faults are RegistryError.
+
+    The address becomes the process's: much of MLflow takes it from there alone.
+    """
+    mlflow.set_tracking_uri(client.url)
+    mlflow.set_registry_uri(client.url)
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "20"
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
+    os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    try:
+        yield MlflowClient(client.url, client.url)
+    except MlflowException as error:
+        if "API request to" in error.message:
+            message = f"The MLflow server at {client.shown_url} cannot be reached."
+            raise RegistryUnreachableError(message) from error
+        raise RegistryError(error.message) from error
+
+
 def _judge_and_promote(
     pipeline: Pipeline,
-    client: MlflowClient,
+    client: MlflowRest,
     engine: Engine,
     version: int,
     measured: dict[str, float],

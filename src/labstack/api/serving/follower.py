@@ -13,14 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
-from mlflow import MlflowClient, artifacts
-from mlflow.entities.model_registry import ModelVersion
 
-from labstack import registry
+from labstack import contract, registry, serialization
 from labstack.api.serving import predictor
 from labstack.api.serving.control import STARTING, Control, WorkerState
 from labstack.api.serving.lineup import Lineup, Served
 from labstack.contract import Contract
+from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError, Version
 from labstack.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -49,7 +48,7 @@ class Follower:
     def __init__(self, settings: Settings, control: Control) -> None:
         self._settings = settings
         self._control = control
-        self._client: MlflowClient = registry.connect(settings.mlflow_tracking_uri, timeout_seconds=5, retries=1)
+        self._client = MlflowRest(settings.mlflow_tracking_uri, timeout_seconds=5, retries=1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._started = time.monotonic()
@@ -95,7 +94,7 @@ class Follower:
             self.following = Following(
                 None, datetime.now(UTC), load_errors, frozenset(name for name, r in found.items() if not r.production)
             )
-        except registry.RegistryError as refusal:
+        except RegistryError as refusal:
             error = str(refusal)
         except Exception as fault:  # an answer that is no answer of MLflow's must not end the following
             error = f"The registry's answer cannot be used: {type(fault).__name__}: {fault}"
@@ -135,11 +134,11 @@ class Follower:
             if current:
                 lineups[model] = current
             try:
-                record = registry.version(self._client, model, number)
-                if current and (current.production.version, current.production.source) == (number, str(record.source)):
+                record = self._client.version(model, number)
+                if current and (current.production.version, current.production.source) == (number, record.source):
                     continue
                 served = self._load_version(record)
-            except registry.RegistryUnreachableError:
+            except RegistryUnreachableError:
                 raise
             except Exception as error:  # whatever became of one version, the others are followed
                 errors[model] = f"Version {number} of {model!r} could not be loaded: {error}"
@@ -150,31 +149,29 @@ class Follower:
             log.info("serving", model=model, version=number, runtime=served.predictor.runtime)
         return lineups, errors
 
-    def _load_version(self, record: ModelVersion) -> Served:
-        number = int(record.version)
-        with registry.answering(self._client):
-            metrics = self._client.get_run(record.run_id).data.metrics if record.run_id else {}
-        folder = self._fetch(str(record.source))
+    def _load_version(self, record: Version) -> Served:
+        metrics = self._client.run(record.run_id).metrics if record.run_id else {}
+        folder = self._fetch(record)
         try:
-            contract = Contract.read(folder)
-            loaded = predictor.load(folder, contract)
+            read = Contract.read(folder)
+            loaded = predictor.load(folder, read)
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)  # fetched anew next time, in case it is the cache that is damaged
             raise
         return Served(
-            model=record.name,
-            version=number,
-            source=str(record.source),
-            run_id=record.run_id or None,
-            metrics=metrics,
-            contract=contract,
+            model=record.model,
+            version=record.number,
+            source=record.source,
+            run_id=record.run_id,
+            metrics=dict(metrics),
+            contract=read,
             predictor=loaded,
             since=datetime.now(UTC),
         )
 
-    def _fetch(self, source: str) -> Path:
+    def _fetch(self, record: Version) -> Path:
         """The folder of a version's files in the cache, complete or not there at all; workers may race for it."""
-        folder = self._settings.api_cache_dir / hashlib.sha256(source.encode()).hexdigest()[:32]
+        folder = self._settings.api_cache_dir / hashlib.sha256(record.source.encode()).hexdigest()[:32]
         if folder.exists():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -182,8 +179,8 @@ class Follower:
         files = new / "files"  # unlike its parent, which is this user's alone, of the umask's mode
         files.mkdir()
         try:
-            with registry.answering(self._client):
-                artifacts.download_artifacts(source, dst_path=str(files))
+            for name in (contract.FILE_NAME, serialization.FILE_NAME):
+                self._client.download(record.model, record.number, name, files)
             files.rename(folder)
         except OSError:
             if not folder.exists():  # else another worker was quicker

@@ -1,0 +1,162 @@
+"""The few calls that the lab makes of MLflow's REST API, without the seconds and the memory of importing mlflow.
+
+https://mlflow.org/docs/latest/api_reference/rest-api.html. Training, which logs runs and models, uses mlflow itself.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from labstack.errors import LabError
+from labstack.settings import without_credentials
+
+ARTIFACTS = "mlflow-artifacts:"
+CHUNK_BYTES = 1 << 20
+
+
+class RegistryError(LabError):
+    """A call or a move is refused, or the registry's answer cannot be used; the text is for people."""
+
+
+class RegistryUnreachableError(RegistryError):
+    """The registry does not answer."""
+
+
+class NotThereError(RegistryError):
+    """The registry has no such thing, or has it no more."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version's record. `source` says where its files are and, unlike its number, is never used twice."""
+
+    model: str
+    number: int
+    status: str
+    source: str
+    run_id: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's parameters and last metrics."""
+
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+class MlflowRest:
+    """A client that gives up soon. Every call raises RegistryError or one of its subclasses; threads may share it."""
+
+    def __init__(self, url: str, timeout_seconds: float = 10, retries: int = 2) -> None:
+        self.url = url
+        self.shown_url = without_credentials(url)
+        self._timeout = timeout_seconds
+        self._session = requests.Session()
+        retry = Retry(
+            total=retries,
+            backoff_factor=0.5,
+            status_forcelist=(429, 502, 503, 504),
+            allowed_methods=None,
+            raise_on_status=False,
+        )
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
+        if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+            self._session.headers["Authorization"] = f"Bearer {token}"
+        elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+            self._session.auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+
+    def models(self) -> dict[str, dict[str, int]]:
+        """The aliases of every registered model, each with its version's number."""
+        found: dict[str, dict[str, int]] = {}
+        token = ""
+        while True:
+            page = self._call("GET", "registered-models/search", max_results=1000, page_token=token)
+            found |= {model["name"]: _aliases(model) for model in page.get("registered_models", ())}
+            token = page.get("next_page_token", "")
+            if not token:
+                return found
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """One model's aliases. Raises NotThereError when there is no such model."""
+        return _aliases(self._call("GET", "registered-models/get", name=model)["registered_model"])
+
+    def set_alias(self, model: str, alias: str, number: int) -> None:
+        self._call("POST", "registered-models/alias", name=model, alias=alias, version=str(number))
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        self._call("DELETE", "registered-models/alias", name=model, alias=alias)
+
+    def version(self, model: str, number: int) -> Version:
+        """One version's record. Raises NotThereError when there is none, or none any more."""
+        try:
+            found = self._call("GET", "model-versions/get", name=model, version=str(number))["model_version"]
+        except NotThereError as error:
+            raise NotThereError(f"The model {model!r} has no version {number}.") from error
+        return Version(model, number, found["status"], found["source"], found.get("run_id") or None)
+
+    def run(self, run_id: str) -> Run:
+        """A run. Raises NotThereError when there is none."""
+        data = self._call("GET", "runs/get", run_id=run_id)["run"]["data"]
+        return Run(
+            {param["key"]: param["value"] for param in data.get("params", ())},
+            {metric["key"]: float(metric["value"]) for metric in data.get("metrics", ())},
+        )
+
+    def download(self, model: str, number: int, name: str, folder: Path) -> None:
+        """Put one of a version's files into a folder. Raises NotThereError when the version has no such file."""
+        uri = self._call("GET", "model-versions/get-download-uri", name=model, version=str(number))["artifact_uri"]
+        if not uri.startswith(ARTIFACTS):
+            raise RegistryError(f"The files of {model!r} version {number} are at {uri}, not behind the MLflow server.")
+        path = quote(f"{uri.removeprefix(ARTIFACTS).strip('/')}/{name}")
+        with (folder / name).open("wb") as file:
+            for chunk in self._stream(f"/api/2.0/mlflow-artifacts/artifacts/{path}"):
+                file.write(chunk)
+
+    def _stream(self, path: str) -> Iterator[bytes]:
+        try:
+            with self._session.get(self.url.rstrip("/") + path, stream=True, timeout=self._timeout) as answer:
+                self._require_success(answer)
+                yield from answer.iter_content(CHUNK_BYTES)
+        except requests.RequestException as error:
+            raise RegistryUnreachableError(f"The MLflow server at {self.shown_url} cannot be reached.") from error
+
+    def _call(self, method: str, path: str, **fields: Any) -> dict[str, Any]:
+        sent = {"params": fields} if method == "GET" else {"json": fields}
+        try:
+            url = f"{self.url.rstrip('/')}/api/2.0/mlflow/{path}"
+            answer = self._session.request(method, url, timeout=self._timeout, **sent)  # type: ignore[arg-type]
+        except requests.RequestException as error:
+            raise RegistryUnreachableError(f"The MLflow server at {self.shown_url} cannot be reached.") from error
+        self._require_success(answer)
+        try:
+            value = answer.json()
+        except ValueError as error:
+            raise RegistryError(f"What answers at {self.shown_url} is not MLflow.") from error
+        if not isinstance(value, dict):
+            raise RegistryError(f"What answers at {self.shown_url} is not MLflow.")
+        return value
+
+    def _require_success(self, answer: requests.Response) -> None:
+        if answer.ok:
+            return
+        try:
+            fault = answer.json()
+            code, message = fault["error_code"], str(fault["message"])
+        except (ValueError, KeyError, TypeError):
+            code, message = "", f"The MLflow server at {self.shown_url} refuses, with status {answer.status_code}."
+        if code == "RESOURCE_DOES_NOT_EXIST" or answer.status_code == 404:
+            raise NotThereError(message)
+        raise RegistryError(message)
+
+
+def _aliases(model: Mapping[str, Any]) -> dict[str, int]:
+    return {alias["alias"]: int(alias["version"]) for alias in model.get("aliases", ())}
