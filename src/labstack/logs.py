@@ -9,8 +9,14 @@ from typing import Any, TextIO
 import orjson
 import structlog
 
-# what MLflow warns of when it is imported; that it misses pip, which nothing here needs; each retry of a call
-NOISE = ("mlflow.types.type_hints", "mlflow.utils.environment", "urllib3.connectionpool")
+# what MLflow warns of when it is imported; that it misses pip, which nothing here needs; each retry of a call; how
+# alembic goes about a migration
+NOISE = (
+    "mlflow.types.type_hints",
+    "mlflow.utils.environment",
+    "urllib3.connectionpool",
+    "alembic.runtime.migration",
+)
 FIRST = ("timestamp", "level", "message")
 
 
