@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 FILE_NAME = "contract.json"
+ONNX_FILE_NAME = "model.onnx"
 MAX_REPORTED_ERRORS = 100
 LARGEST = 1e30  # scikit-learn's trees compute in single precision, after scaling, and fail beyond its 3.4e38
 
@@ -38,8 +39,21 @@ class Sample(BaseModel):
     output: str | float
 
 
+class Onnx(BaseModel):
+    """The version's ONNX model, `model.onnx`: its digest, and its largest difference from scikit-learn in training."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    sha256: str
+    form: str
+    parity: float
+
+
 class Contract(BaseModel):
-    """Features in the order of the matrix's columns, classes in that of the probabilities; none for regression."""
+    """Features in the order of the matrix's columns, classes in that of the probabilities; none for regression.
+
+    A version with an ONNX model is served by it, any other by scikit-learn.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -48,6 +62,7 @@ class Contract(BaseModel):
     features: tuple[Feature, ...]
     classes: tuple[str, ...]
     sample: Sample
+    onnx: Onnx | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "Contract":

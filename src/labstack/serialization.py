@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import skops.io
-
 from labstack.errors import LabError
 
 # What scikit-learn's estimators consist of beyond the types that skops knows: classes that compute. A rule such as
@@ -35,6 +33,8 @@ def trusted_types(path: Path) -> list[str]:
 
     Raises ModelFileError, naming every other type in it.
     """
+    import skops.io  # seconds and much memory, which a version with an ONNX model does without
+
     unknown = sorted(skops.io.get_untrusted_types(file=path))
     foreign = [name for name in unknown if name not in TRUSTED_TYPES]
     if foreign:
@@ -44,6 +44,8 @@ def trusted_types(path: Path) -> list[str]:
 
 def load(folder: Path) -> Any:
     """The estimator in a version's folder. Raises ModelFileError."""
+    import skops.io
+
     path = folder / FILE_NAME
     try:
         return skops.io.load(path, trusted=trusted_types(path))

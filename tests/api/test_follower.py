@@ -76,7 +76,7 @@ def test_a_model_made_anew_under_its_old_name_is_another_version(service: Servic
     lab.client.delete_registered_model(name)
 
 
-@pytest.mark.parametrize("file", ["contract.json", "model.skops"])
+@pytest.mark.parametrize("file", ["contract.json", "model.onnx"])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_visible(
     service: Service, lab: Lab, trained: str, file: str, damage: str
@@ -115,7 +115,9 @@ class Surprise(LogisticRegression):  # type: ignore[misc]
 
 
 def test_a_version_with_foreign_types_is_refused(service: Service, lab: Lab, trained: str) -> None:
-    skops.io.dump(Surprise(), stored(lab, trained, 2) / "model.skops")
+    folder = stored(lab, trained, 2)
+    Contract.read(folder).model_copy(update={"onnx": None}).write(folder)
+    skops.io.dump(Surprise(), folder / "model.skops")
     registry.promote(lab.registry, lab.engine, trained, 2, reason="foreign")
     service.follower.sync()
     assert service.follower.lineups[trained].production.version == 1
@@ -132,7 +134,7 @@ def test_a_deleted_version_harms_no_other_model(service: Service, lab: Lab, mode
 
 
 def test_a_damaged_cache_heals_itself(service: Service, lab: Lab, trained: str) -> None:
-    for path in service.settings.api_cache_dir.glob("*/model.skops"):
+    for path in service.settings.api_cache_dir.glob("*/model.onnx"):
         path.write_bytes(b"damaged")
     restarted: Service = create_app(service.settings).extensions["labstack"]
     restarted.follower.sync()

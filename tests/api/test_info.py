@@ -32,7 +32,7 @@ def test_ready_names_the_version(app: Flask) -> None:
 def test_model_info_is_the_registrys(app: Flask, lab: Lab) -> None:
     info = app.test_client().get("/model-info").json
     version = lab.client.get_model_version("iris", "1")
-    assert (info["model"], info["version"], info["role"], info["runtime"]) == ("iris", 1, "production", "sklearn")
+    assert (info["model"], info["version"], info["role"], info["runtime"]) == ("iris", 1, "production", "onnx")
     assert info["run_id"] == version.run_id
     assert info["metrics"] == lab.client.get_run(str(version.run_id)).data.metrics
     assert info["classes"] == ["setosa", "versicolor", "virginica"]

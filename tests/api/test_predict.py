@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_one_object_gets_one_prediction(client: FlaskClient) -> None:
     assert answer["prediction"]["class"] == "setosa"
     assert answer["prediction"]["confidence"] == max(answer["prediction"]["probabilities"].values())
     assert math.isclose(sum(answer["prediction"]["probabilities"].values()), 1)
-    assert answer["model"] == {"name": "iris", "version": 1, "role": "production", "runtime": "sklearn"}
+    assert answer["model"] == {"name": "iris", "version": 1, "role": "production", "runtime": "onnx"}
 
 
 @pytest.mark.parametrize("wrap", [list, lambda rows: {"instances": list(rows)}], ids=["list", "instances"])
@@ -198,3 +199,27 @@ def test_no_json_brings_the_api_down(client: FlaskClient, value: Any) -> None:
 def test_no_bytes_bring_the_api_down(client: FlaskClient, body: bytes) -> None:
     answer = client.post("/predict", data=body, content_type="application/json")
     assert answer.status_code in (400, 422), answer.text
+
+
+@pytest.mark.parametrize(
+    ("estimator", "runtime"),
+    [
+        ("sklearn.ensemble.RandomForestClassifier", "onnx"),
+        ("sklearn.svm.LinearSVC", "sklearn"),
+    ],
+)
+def test_either_runtime_predicts_what_training_did(lab: Lab, tmp_path: Path, estimator: str, runtime: str) -> None:
+    name = f"by_{runtime}"
+    lab.train("iris", model=name, estimator=estimator, params={})
+    app = create_app(lab.settings(api_cache_dir=tmp_path))
+    follower = app.extensions["labstack"].follower
+    follower.sync()
+    served = follower.lineups[name].production
+    try:
+        assert served.predictor.runtime == runtime
+        row = served.contract.sample.input
+        answer = app.test_client().post(f"/models/{name}/predict", json=[row, row]).json
+        assert [prediction["class"] for prediction in answer["predictions"]] == [served.contract.sample.output] * 2
+        assert answer["model"]["runtime"] == runtime
+    finally:
+        lab.client.delete_registered_model(name)

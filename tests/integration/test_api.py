@@ -29,7 +29,7 @@ def test_every_worker_serves_and_each_prediction_is_one_log_line(lab: Lab, tmp_p
     line = lines[0]
     assert list(line)[:3] == ["timestamp", "level", "message"]
     assert (line["endpoint"], line["status"], line["rows"]) == ("/predict", 200, 1)
-    assert (line["model"], line["version"], line["role"], line["runtime"]) == ("iris", 1, "production", "sklearn")
+    assert (line["model"], line["version"], line["role"], line["runtime"]) == ("iris", 1, "production", "onnx")
     assert line["input"] == [IRIS_ROW]
     assert line["prediction"][0]["class"] == "setosa"
     assert 0 < line["latency_ms"] < 10_000

@@ -57,7 +57,7 @@ def test_a_run_holds_parameters_metrics_and_plots(lab: Lab) -> None:
     run = lab.client.get_run(str(version.run_id))
     assert run.data.params["estimator"] == "sklearn.linear_model.LogisticRegression"
     assert run.data.params["params.max_iter"] == "1000"
-    assert run.data.metrics.keys() == {"accuracy", "f1_macro", "log_loss"}
+    assert run.data.metrics.keys() == {"accuracy", "f1_macro", "log_loss", "onnx_parity"}
     assert run.data.metrics["accuracy"] > 0.9
     assert [file.path for file in lab.client.list_artifacts(run.info.run_id, "plots")] == ["plots/confusion_matrix.png"]
 

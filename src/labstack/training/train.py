@@ -1,5 +1,6 @@
 """One training run: rows, fit, evaluation, a logged and registered version, and its promotion when it earns it."""
 
+import hashlib
 import importlib.metadata
 import os
 import tempfile
@@ -21,9 +22,9 @@ from sklearn.preprocessing import StandardScaler
 from sqlalchemy import Engine
 
 from labstack import registry, serialization
-from labstack.contract import Contract, Feature, Sample
+from labstack.contract import ONNX_FILE_NAME, Contract, Feature, Onnx, Sample
 from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError
-from labstack.training import data, evaluate, promotion
+from labstack.training import data, evaluate, onnx_export, promotion
 from labstack.training.config import Pipeline
 from labstack.training.promotion import TrainingError
 
@@ -169,7 +170,13 @@ def _log_model(pipeline: Pipeline, client: MlflowClient, estimator: Any, split: 
         )
         if info.signature is None:
             raise TrainingError("MLflow could not infer the model's signature.")
-        client.log_model_artifact(info.model_id, str(_contract(pipeline, estimator, split).write(Path(folder))))
+        exported = onnx_export.export(estimator, split.test_features)
+        if exported is not None:
+            (Path(folder) / ONNX_FILE_NAME).write_bytes(exported.model)
+            client.log_model_artifact(info.model_id, str(Path(folder) / ONNX_FILE_NAME))
+            mlflow.log_metric("onnx_parity", exported.parity)
+        contract = _contract(pipeline, estimator, split, exported)
+        client.log_model_artifact(info.model_id, str(contract.write(Path(folder))))
     return str(info.model_id)
 
 
@@ -184,7 +191,7 @@ def _register(client: MlflowClient, model: str, model_id: str, run_id: str) -> i
     return int(created.version)
 
 
-def _contract(pipeline: Pipeline, estimator: Any, split: data.Split) -> Contract:
+def _contract(pipeline: Pipeline, estimator: Any, split: data.Split, exported: onnx_export.Export | None) -> Contract:
     features = split.train_features
     first = features.head(1)
     predicted = estimator.predict(first)[0]
@@ -200,4 +207,6 @@ def _contract(pipeline: Pipeline, estimator: Any, split: data.Split) -> Contract
             input={str(name): float(value) for name, value in first.iloc[0].items()},
             output=str(predicted) if pipeline.task == "classification" else float(predicted),
         ),
+        onnx=exported
+        and Onnx(sha256=hashlib.sha256(exported.model).hexdigest(), form=exported.form, parity=exported.parity),
     )

@@ -14,6 +14,7 @@ import concurrent.futures
 import hashlib
 import io
 import json
+import os
 import sys
 import tarfile
 from importlib.metadata import Distribution, distributions
@@ -146,3 +147,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # with its threads alive, rattler now and then crashes the interpreter's own way out

@@ -179,8 +179,9 @@ class Follower:
         files = new / "files"  # unlike its parent, which is this user's alone, of the umask's mode
         files.mkdir()
         try:
-            for name in (contract.FILE_NAME, serialization.FILE_NAME):
-                self._client.download(record.model, record.number, name, files)
+            self._client.download(record.model, record.number, contract.FILE_NAME, files)
+            estimator = contract.ONNX_FILE_NAME if Contract.read(files).onnx else serialization.FILE_NAME
+            self._client.download(record.model, record.number, estimator, files)
             files.rename(folder)
         except OSError:
             if not folder.exists():  # else another worker was quicker

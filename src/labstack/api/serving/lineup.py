@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from labstack.api.serving.predictor import SklearnPredictor
+from labstack.api.serving.predictor import Predictor
 from labstack.contract import Contract
 
 
@@ -17,7 +17,7 @@ class Served:
     run_id: str | None
     metrics: dict[str, float]
     contract: Contract
-    predictor: SklearnPredictor
+    predictor: Predictor
     since: datetime
 
 

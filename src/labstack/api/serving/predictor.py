@@ -1,13 +1,15 @@
 """A loaded version that turns a matrix into predictions."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from labstack import serialization
-from labstack.contract import Contract, Matrix, to_matrix
+from labstack.contract import ONNX_FILE_NAME, Contract, Matrix, to_matrix
 
 
 class PredictorError(Exception):
@@ -48,15 +50,52 @@ class SklearnPredictor:
         )
 
 
-def load(folder: Path, contract: Contract) -> SklearnPredictor:
+class OnnxPredictor:
+    """An ONNX model, whose last output is the probabilities, of shape (rows, classes), or the values, (rows, 1)."""
+
+    runtime = "onnx"
+
+    def __init__(self, model: bytes, contract: Contract) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # the workers are what runs side by side
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        [given] = session.get_inputs()
+        self._run = session.run
+        self._input = given.name
+        self._outputs = [session.get_outputs()[-1].name]
+        self._dtype = np.float64 if given.type == "tensor(double)" else np.float32
+        self._classes = contract.classes
+
+    def predict(self, matrix: Matrix) -> Predictions:
+        """Predictions for a matrix of shape (rows, features)."""
+        output = self._run(self._outputs, {self._input: matrix.astype(self._dtype, copy=False)})[0]
+        if not self._classes:
+            return Predictions(output.ravel().tolist(), None)
+        return Predictions([self._classes[index] for index in output.argmax(axis=1).tolist()], output)
+
+
+Predictor = OnnxPredictor | SklearnPredictor
+
+
+def load(folder: Path, contract: Contract) -> Predictor:
     """The predictor of the version in `folder`, tried on the contract's sample. Raises PredictorError."""
     try:
-        predictor = SklearnPredictor(serialization.load(folder), contract)
+        predictor = _load(folder, contract)
         expected = contract.sample.output
         [output] = predictor.predict(to_matrix(contract, [contract.sample.input])).outputs
     except Exception as error:  # a damaged version may fail in any way, and must never stop its loader
         raise PredictorError(f"{type(error).__name__}: {error}") from error
-    same = output == expected if isinstance(expected, str) else bool(np.isclose(float(output), expected, rtol=1e-6))
+    same = output == expected if isinstance(expected, str) else bool(np.isclose(float(output), expected, rtol=1e-4))
     if not same:
         raise PredictorError(f"It predicts {output!r} for its own sample, and predicted {expected!r} in training.")
     return predictor
+
+
+def _load(folder: Path, contract: Contract) -> Predictor:
+    if contract.onnx is None:
+        return SklearnPredictor(serialization.load(folder), contract)
+    model = (folder / ONNX_FILE_NAME).read_bytes()
+    if hashlib.sha256(model).hexdigest() != contract.onnx.sha256:
+        raise PredictorError(f"{ONNX_FILE_NAME} is not the file that training logged.")
+    return OnnxPredictor(model, contract)

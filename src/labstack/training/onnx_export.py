@@ -1,0 +1,135 @@
+"""From a fitted scikit-learn pipeline to ONNX, kept only when it predicts the same: its parity is measured.
+
+scikit-learn computes in double precision, but its trees compare single-precision features with double-precision
+thresholds. So trees are exported in double precision up to the estimator and single in it, each threshold rounded down to single
+precision, which changes no comparison with a single-precision feature. All else is tried in double precision
+throughout, then in this form, then in single precision throughout.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pandas as pd
+import structlog
+from onnx import TensorProto, compose, helper
+from skl2onnx import to_onnx
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+from sklearn.pipeline import Pipeline as SklearnPipeline
+
+OPSETS = {"": 18, "ai.onnx.ml": 3}
+TOLERANCE = 1e-5  # of probabilities absolutely, of regressions' values relatively to their spread
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Export:
+    """An ONNX model, and how far its outputs are from scikit-learn's at most; every label agrees."""
+
+    model: bytes
+    form: str
+    parity: float
+
+
+def export(estimator: SklearnPipeline, features: pd.DataFrame) -> Export | None:
+    """The ONNX model of a fitted pipeline when it predicts these rows as the pipeline does.
+
+    None when it does not, or cannot be converted: the version is then served by scikit-learn.
+    """
+    forms: list[tuple[str, Callable[[SklearnPipeline], onnx.ModelProto]]] = [
+        ("double", _double),
+        ("single trees", _single_estimator),
+        ("single", _single),
+    ]
+    if _trees(estimator[-1]):  # double precision may agree on these rows and not on others
+        forms = forms[1:2]
+    for form, convert in forms:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # converters warn of what the measurement below shows
+                model = convert(estimator).SerializeToString()
+                parity = measure_parity(estimator, model, features)
+        except Exception as error:  # converters and the runtime fail in many ways, all of which mean: not this form
+            log.debug("no ONNX", form=form, error=f"{type(error).__name__}: {error}"[:300])
+            continue
+        if parity <= TOLERANCE:
+            return Export(model, form, parity)
+        log.debug("no ONNX", form=form, parity=parity)
+    return None
+
+
+def measure_parity(estimator: SklearnPipeline, model: bytes, features: pd.DataFrame) -> float:
+    """The largest difference between the outputs of an ONNX model and of the pipeline that it was made from.
+
+    Infinite when a label differs, or when the labels are not those of the largest probabilities, since serving reads
+    them from these alone.
+    """
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    [given] = session.get_inputs()
+    dtype = np.float64 if given.type == "tensor(double)" else np.float32
+    output = session.run([session.get_outputs()[-1].name], {given.name: features.to_numpy(dtype)})[0]
+    predicted = estimator.predict(features)
+    if hasattr(estimator, "predict_proba"):
+        if not np.array_equal(estimator.classes_[output.argmax(axis=1)], predicted):
+            return float("inf")
+        return float(np.abs(output - estimator.predict_proba(features)).max())
+    if hasattr(estimator, "classes_"):
+        return float("inf")  # labels without probabilities
+    spread = float(np.ptp(predicted)) or 1.0
+    return float(np.abs(output.ravel() - predicted).max() / spread)
+
+
+def _double(estimator: SklearnPipeline) -> onnx.ModelProto:
+    return _convert(estimator, DoubleTensorType)
+
+
+def _single(estimator: SklearnPipeline) -> onnx.ModelProto:
+    return _convert(estimator, FloatTensorType)
+
+
+def _single_estimator(estimator: SklearnPipeline) -> onnx.ModelProto:
+    """Steps before the estimator in double precision, then a cast, then the estimator in single precision."""
+    before = _convert(estimator[:-1], DoubleTensorType)
+    last = copy.deepcopy(estimator[-1])
+    for tree in _trees(last):
+        tree.threshold[:] = _round_down(tree.threshold)
+    after = _convert(last, FloatTensorType)
+    [made], [taken] = before.graph.output, after.graph.input
+    cast = helper.make_node("Cast", [made.name], ["single"], to=TensorProto.FLOAT)
+    before.graph.node.append(cast)
+    before.graph.output.remove(made)
+    before.graph.output.append(helper.make_tensor_value_info("single", TensorProto.FLOAT, [None, None]))
+    before = compose.add_prefix(before, "before_")
+    after.ir_version = before.ir_version
+    return compose.merge_models(before, after, io_map=[("before_single", taken.name)])
+
+
+def _convert(estimator: Any, input_type: type) -> onnx.ModelProto:
+    last = estimator[-1] if isinstance(estimator, SklearnPipeline) else estimator
+    options = {id(last): {"zipmap": False}} if hasattr(last, "classes_") else None
+    shape = [("features", input_type([None, estimator.n_features_in_]))]
+    model: onnx.ModelProto = to_onnx(estimator, initial_types=shape, options=options, target_opset=OPSETS)
+    del model.opset_import[:]  # the converter lowers what it was asked for; two models to be merged must say the same
+    model.opset_import.extend(helper.make_opsetid(domain, number) for domain, number in OPSETS.items())
+    return model
+
+
+def _trees(estimator: Any) -> list[Any]:
+    """The trees of a decision tree, a forest or gradient boosting."""
+    members = np.ravel(getattr(estimator, "estimators_", [estimator]))
+    return [member.tree_ for member in members if hasattr(member, "tree_")]
+
+
+def _round_down(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The largest single-precision numbers that are not greater than these."""
+    single = values.astype(np.float32)
+    above = single.astype(np.float64) > values
+    single[above] = np.nextafter(single[above], np.float32(-np.inf))
+    return single.astype(np.float64)

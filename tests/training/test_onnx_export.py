@@ -1,0 +1,97 @@
+"""ONNX models predict as the pipelines that they were made from, or are not kept."""
+
+import warnings
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+from sklearn.base import BaseEstimator
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
+
+from labstack.training.onnx_export import TOLERANCE, export, measure_parity
+
+LOADERS = {"iris": load_iris, "cancer": load_breast_cancer, "diabetes": load_diabetes}
+
+
+def fitted(estimator: BaseEstimator, dataset: str) -> tuple[Pipeline, pd.DataFrame]:
+    """A pipeline that has learnt from every other row, with text for classes, and all rows."""
+    features, target = LOADERS[dataset](return_X_y=True, as_frame=True)
+    if dataset != "diabetes":
+        target = target.map(lambda number: f"class {number}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not converged
+        return make_pipeline(StandardScaler(), estimator).fit(features[::2], target[::2]), features
+
+
+@pytest.mark.parametrize(
+    ("dataset", "estimator", "form"),
+    [
+        ("iris", LogisticRegression(), "double"),
+        ("cancer", LogisticRegression(), "double"),
+        ("iris", RandomForestClassifier(20, random_state=0), "single trees"),
+        ("cancer", RandomForestClassifier(20, random_state=0), "single trees"),
+        ("cancer", DecisionTreeClassifier(random_state=0), "single trees"),
+        ("cancer", ExtraTreesClassifier(20, random_state=0), "single trees"),
+        ("cancer", GradientBoostingClassifier(n_estimators=10, random_state=0), "single trees"),
+        ("iris", HistGradientBoostingClassifier(max_iter=10), "single trees"),
+        ("iris", GaussianNB(), "double"),
+        ("iris", MLPClassifier(max_iter=20, random_state=0), "double"),
+        ("iris", KNeighborsClassifier(), "double"),
+        ("diabetes", Ridge(), "double"),
+        ("diabetes", RandomForestRegressor(20, random_state=0), "single trees"),
+        ("diabetes", GradientBoostingRegressor(n_estimators=10, random_state=0), "single trees"),
+    ],
+    ids=str,
+)
+def test_what_is_kept_predicts_the_same(dataset: str, estimator: BaseEstimator, form: str) -> None:
+    pipeline, features = fitted(estimator, dataset)
+    found = export(pipeline, features)
+    assert found is not None
+    assert found.form == form
+    assert found.parity <= TOLERANCE
+    session = onnxruntime.InferenceSession(found.model)
+    dtype = np.float64 if session.get_inputs()[0].type == "tensor(double)" else np.float32
+    output = session.run(None, {session.get_inputs()[0].name: features.to_numpy(dtype)})[-1]
+    if dataset == "diabetes":
+        np.testing.assert_allclose(output.ravel(), pipeline.predict(features), rtol=1e-5)
+    else:
+        np.testing.assert_array_equal(pipeline.classes_[output.argmax(axis=1)], pipeline.predict(features))
+        np.testing.assert_allclose(output, pipeline.predict_proba(features), atol=TOLERANCE)
+
+
+def test_converting_leaves_the_estimator_as_it_was() -> None:
+    pipeline, features = fitted(RandomForestClassifier(5, random_state=0), "cancer")
+    before = [tree.tree_.threshold.copy() for tree in pipeline[-1].estimators_]
+    export(pipeline, features)
+    for tree, threshold in zip(pipeline[-1].estimators_, before, strict=True):
+        np.testing.assert_array_equal(tree.tree_.threshold, threshold)
+
+
+def test_labels_that_are_not_those_of_probabilities_stay_with_scikit_learn() -> None:
+    pipeline, features = fitted(SVC(), "iris")
+    assert export(pipeline, features) is None
+
+
+def test_another_models_file_has_no_parity() -> None:
+    one, features = fitted(LogisticRegression(), "iris")
+    other, _ = fitted(LogisticRegression(C=1e-4), "iris")
+    found = export(one, features)
+    assert found is not None
+    assert measure_parity(other, found.model, features) > TOLERANCE
