@@ -1,9 +1,9 @@
 """From a fitted scikit-learn pipeline to ONNX, kept only when it predicts the same: its parity is measured.
 
 scikit-learn computes in double precision, but its trees compare single-precision features with double-precision
-thresholds. So trees are exported in double precision up to the estimator and single in it, each threshold rounded down to single
-precision, which changes no comparison with a single-precision feature. All else is tried in double precision
-throughout, then in this form, then in single precision throughout.
+thresholds. So trees are exported in double precision up to the estimator and single in it, each threshold rounded
+down to single precision, which changes no comparison with a single-precision feature. All else is tried in double
+precision throughout, then in this form, then in single precision throughout.
 """
 
 import copy
@@ -21,6 +21,7 @@ import structlog
 from onnx import TensorProto, compose, helper
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.pipeline import Pipeline as SklearnPipeline
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
@@ -101,6 +102,8 @@ def _single_estimator(estimator: SklearnPipeline) -> onnx.ModelProto:
     for tree in _trees(last):
         tree.threshold[:] = _round_down(tree.threshold)
     after = _convert(last, FloatTensorType)
+    if isinstance(last, ExtraTreesClassifier | RandomForestClassifier):
+        _average_last(after.graph, len(last.estimators_))
     [made], [taken] = before.graph.output, after.graph.input
     cast = helper.make_node("Cast", [made.name], ["single"], to=TensorProto.FLOAT)
     before.graph.node.append(cast)
@@ -109,6 +112,35 @@ def _single_estimator(estimator: SklearnPipeline) -> onnx.ModelProto:
     before = compose.add_prefix(before, "before_")
     after.ir_version = before.ir_version
     return compose.merge_models(before, after, io_map=[("before_single", taken.name)])
+
+
+def _average_last(graph: onnx.GraphProto, trees: int) -> None:
+    """Have a forest's probabilities summed first and divided then, as scikit-learn does, so that ties stay ties."""
+    [node] = [node for node in graph.node if node.op_type == "TreeEnsembleClassifier"]
+    weights = _attribute(node, "class_weights")
+    sums = np.array(weights.floats, np.float64) * trees
+    whole = np.isclose(sums, sums.round(), rtol=0, atol=1e-6)
+    weights.floats[:] = np.where(whole, sums.round(), sums)
+    probabilities, node.output[1] = node.output[1], "sums"
+    graph.initializer.append(helper.make_tensor("trees", TensorProto.FLOAT, [], [trees]))
+    after = [helper.make_node("Div", ["sums", "trees"], [probabilities])]
+    if len(set(_attribute(node, "class_ids").ints)) == 1:  # of two classes the runtime sums the second
+        graph.initializer.append(helper.make_tensor("one", TensorProto.FLOAT, [], [1]))
+        graph.initializer.append(helper.make_tensor("second", TensorProto.INT64, [1], [1]))
+        after = [
+            helper.make_node("Gather", ["sums", "second"], ["sum"], axis=1),
+            helper.make_node("Div", ["sum", "trees"], ["share"]),
+            helper.make_node("Sub", ["one", "share"], ["rest"]),
+            helper.make_node("Concat", ["rest", "share"], [probabilities], axis=1),
+        ]
+    position = list(graph.node).index(node) + 1
+    for made in reversed(after):
+        graph.node.insert(position, made)
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    found: onnx.AttributeProto = next(attribute for attribute in node.attribute if attribute.name == name)
+    return found
 
 
 def _convert(estimator: Any, input_type: type) -> onnx.ModelProto:
