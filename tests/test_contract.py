@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labstack.contract import MAX_REPORTED_ERRORS, Contract, ContractError, Feature, Sample, to_matrix
+from labstack.contract import MAX_REPORTED_ERRORS, Contract, ContractError, Feature, Plan, Sample
 
 CONTRACT = Contract(
     task="regression",
@@ -31,12 +31,12 @@ json_values = st.recursive(
 
 def errors(rows: list[Any], prefix: str = "") -> list[tuple[str, str]]:
     with pytest.raises(ContractError) as raised:
-        to_matrix(CONTRACT, rows, prefix)
+        Plan(CONTRACT).matrix(rows, prefix)
     return raised.value.errors
 
 
 def test_columns_come_in_the_contracts_order_whatever_the_rows_order() -> None:
-    matrix = to_matrix(CONTRACT, [{"b": 2, "a": 1.5}, {"a": -3, "b": 0}])
+    matrix = Plan(CONTRACT).matrix([{"b": 2, "a": 1.5}, {"a": -3, "b": 0}])
     np.testing.assert_array_equal(matrix, [[1.5, 2], [-3, 0]])
 
 
@@ -72,7 +72,7 @@ def test_all_faults_of_all_rows_come_in_one_answer() -> None:
 
 def test_a_flood_of_faults_is_counted_and_cut() -> None:
     with pytest.raises(ContractError) as raised:
-        to_matrix(CONTRACT, [{}] * 1000)
+        Plan(CONTRACT).matrix([{}] * 1000)
     assert (raised.value.count, len(raised.value.errors)) == (2000, MAX_REPORTED_ERRORS)
     assert str(raised.value) == "a is missing; and 1999 more faults"
 
@@ -80,7 +80,7 @@ def test_a_flood_of_faults_is_counted_and_cut() -> None:
 @given(st.lists(json_values, min_size=1, max_size=4))
 def test_any_json_gives_its_own_numbers_or_names_a_fault(rows: list[Any]) -> None:
     try:
-        matrix = to_matrix(CONTRACT, rows)
+        matrix = Plan(CONTRACT).matrix(rows)
     except ContractError as error:
         assert error.errors
     else:

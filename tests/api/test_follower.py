@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from labstack import registry
 from labstack.api.app import create_app
 from labstack.api.service import Service
-from labstack.contract import Contract, to_matrix
+from labstack.contract import Contract, Plan
 from tests.conftest import IRIS_ROW, Lab, wait_until
 
 
@@ -34,7 +34,7 @@ def trained(lab: Lab, service: Service) -> Iterator[str]:
     name = f"trained_{time.monotonic_ns()}"
     assert [lab.train("iris", model=name), lab.train("iris", model=name)] == [1, 2]
     service.follower.sync()
-    assert service.follower.lineups[name].production.version == 1
+    assert service.follower.lineups[name].production.served.version == 1
     yield name
     lab.client.delete_registered_model(name)
 
@@ -53,7 +53,7 @@ def test_a_promotion_is_followed(service: Service, lab: Lab, model: str) -> None
     before = service.follower.lineups[model]
     registry.promote(lab.registry, lab.engine, model, 2, reason="second")
     service.follower.sync()
-    assert (before.production.version, service.follower.lineups[model].production.version) == (1, 2)
+    assert (before.production.served.version, service.follower.lineups[model].production.served.version) == (1, 2)
 
 
 def test_what_has_not_changed_is_not_loaded_again(service: Service) -> None:
@@ -66,11 +66,11 @@ def test_a_model_made_anew_under_its_old_name_is_another_version(service: Servic
     name = "made_anew"
     lab.train("iris", model=name)
     service.follower.sync()
-    before = service.follower.lineups[name].production
+    before = service.follower.lineups[name].production.served
     lab.client.delete_registered_model(name)
     lab.train("iris", model=name, params={"max_iter": 5000, "C": 0.01})
     service.follower.sync()
-    after = service.follower.lineups[name].production
+    after = service.follower.lineups[name].production.served
     assert (before.version, after.version) == (1, 1)
     assert before.source != after.source
     lab.client.delete_registered_model(name)
@@ -89,14 +89,14 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_visible(
         path.write_bytes(path.read_bytes()[:50])
     registry.promote(lab.registry, lab.engine, trained, 2, reason="bad")
     service.follower.sync()
-    assert service.follower.lineups[trained].production.version == 1
+    assert service.follower.lineups[trained].production.served.version == 1
     assert f"Version 2 of '{trained}' could not be loaded" in service.follower.following.load_errors[trained]
     assert "iris" in service.follower.lineups
     [state] = service.control.states()
     assert any("Version 2" in error for error in state.errors)
     path.write_bytes(whole)
     service.follower.sync()
-    assert service.follower.lineups[trained].production.version == 2
+    assert service.follower.lineups[trained].production.served.version == 2
     assert service.follower.following.errors == ()
 
 
@@ -106,7 +106,7 @@ def test_a_version_that_does_not_predict_its_sample_is_refused(service: Service,
     contract.model_copy(update={"sample": contract.sample.model_copy(update={"output": "tulip"})}).write(folder)
     registry.promote(lab.registry, lab.engine, trained, 2, reason="lying")
     service.follower.sync()
-    assert service.follower.lineups[trained].production.version == 1
+    assert service.follower.lineups[trained].production.served.version == 1
     assert "for its own sample, and predicted 'tulip'" in service.follower.following.load_errors[trained]
 
 
@@ -120,7 +120,7 @@ def test_a_version_with_foreign_types_is_refused(service: Service, lab: Lab, tra
     skops.io.dump(Surprise(), folder / "model.skops")
     registry.promote(lab.registry, lab.engine, trained, 2, reason="foreign")
     service.follower.sync()
-    assert service.follower.lineups[trained].production.version == 1
+    assert service.follower.lineups[trained].production.served.version == 1
     assert "Surprise" in service.follower.following.load_errors[trained]
 
 
@@ -128,7 +128,7 @@ def test_a_deleted_version_harms_no_other_model(service: Service, lab: Lab, mode
     lab.client.delete_model_version(trained, "1")  # its alias stays
     registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     service.follower.sync()
-    assert service.follower.lineups[model].production.version == 1
+    assert service.follower.lineups[model].production.served.version == 1
     assert service.follower.following.registry_error is None
     assert "has no version 1" in service.follower.following.load_errors[trained]
 
@@ -141,7 +141,7 @@ def test_a_damaged_cache_heals_itself(service: Service, lab: Lab, trained: str) 
     assert trained in restarted.follower.following.load_errors
     restarted.follower.sync()
     assert restarted.follower.following.errors == ()
-    assert restarted.lineup(trained).production.version == 1
+    assert restarted.lineup(trained).production.served.version == 1
 
 
 def test_an_answer_that_is_none_of_mlflows_does_not_end_the_following(service: Service, lab: Lab) -> None:
@@ -189,7 +189,7 @@ def test_a_model_that_was_never_a_package_of_ours_harms_no_other(service: Servic
     service.follower.sync()
     assert model not in service.follower.lineups
     assert model in service.follower.following.load_errors
-    assert service.lineup("iris").production.version == 1
+    assert service.lineup("iris").production.served.version == 1
 
 
 @pytest.mark.usefixtures("group_writable")
@@ -203,11 +203,11 @@ def test_a_vanished_cache_is_filled_again(service: Service, lab: Lab, model: str
     shutil.rmtree(service.settings.api_cache_dir)
     registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     service.follower.sync()
-    assert service.follower.lineups[model].production.version == 1
+    assert service.follower.lineups[model].production.served.version == 1
     assert len(list(service.settings.api_cache_dir.iterdir())) == 1
 
 
 def test_predictions_warn_of_nothing(service: Service) -> None:
     """A scikit-learn model that was fitted on a frame warns at each array, unless it is told not to."""
-    served = service.lineup("iris").production
-    assert served.predictor.predict(to_matrix(served.contract, [IRIS_ROW])).outputs == ["setosa"]
+    served = service.lineup("iris").production.served
+    assert served.predictor.predict(Plan(served.contract).matrix([IRIS_ROW])).outputs == ["setosa"]

@@ -214,7 +214,7 @@ def test_either_runtime_predicts_what_training_did(lab: Lab, tmp_path: Path, est
     app = create_app(lab.settings(api_cache_dir=tmp_path))
     follower = app.extensions["labstack"].follower
     follower.sync()
-    served = follower.lineups[name].production
+    served = follower.lineups[name].production.served
     try:
         assert served.predictor.runtime == runtime
         row = served.contract.sample.input

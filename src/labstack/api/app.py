@@ -1,9 +1,7 @@
 """The application factory."""
 
 import os
-import re
 import tempfile
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,13 @@ from flask import Flask, Response, g, request
 from flask.json.provider import JSONProvider
 
 from labstack.api import problems
+from labstack.api.hot_lane import HotLane, request_id
 from labstack.api.recorder import Recorder
 from labstack.api.routes import admin, info, predict
 from labstack.api.service import Service
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
 from labstack.settings import Settings
-
-SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class OrjsonProvider(JSONProvider):
@@ -38,18 +35,19 @@ def create_app(settings: Settings) -> Flask:
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     control = Control(Path(tempfile.gettempdir()) / f"labstack-api-{os.getuid()}-{settings.api_port}")
-    app.extensions["labstack"] = Service(settings, control, Follower(settings, control), Recorder(settings.log_inputs))
+    service = Service(settings, control, Follower(settings, control), Recorder(settings.log_inputs))
+    app.extensions["labstack"] = service
     problems.register(app)
     for module in (info, predict, admin):
         app.register_blueprint(module.blueprint)
     app.before_request(_name_request)
     app.after_request(_send_request_id)
+    app.wsgi_app = HotLane(service, app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation shows
     return app
 
 
 def _name_request() -> None:
-    theirs = request.headers.get("X-Request-Id", "")
-    g.request_id = theirs if SANE_REQUEST_ID.fullmatch(theirs) else uuid.uuid4().hex
+    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
 
 
 def _send_request_id(response: Response) -> Response:

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from labstack import logs
 from labstack.api.serving.lineup import Served
 from labstack.api.serving.predictor import Predictions
 from labstack.contract import Matrix
@@ -50,7 +51,7 @@ class Recorder:
     def _run(self) -> None:
         while (record := self._queue.get()) is not None:
             try:
-                log.info("prediction", **self._fields(record))
+                logs.write("info", "prediction", self._fields(record))
             except Exception:  # one record that cannot be written must not end the recording of all
                 log.exception("prediction not recorded", request_id=record.request_id)
 

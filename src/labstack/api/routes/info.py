@@ -50,13 +50,13 @@ def health() -> dict[str, Any]:
 def ready() -> dict[str, Any]:
     """200 when the default model can be served, else 503 with the reason."""
     model = service().settings.default_model_name
-    return {"status": "ready", "model": model, "version": service().lineup(model).production.version}
+    return {"status": "ready", "model": model, "version": service().lineup(model).production.served.version}
 
 
 @blueprint.get("/model-info")
 def model_info() -> dict[str, Any]:
     """What is served of the default model, or of the one named by ?model=: since when, from which run, how good."""
-    served = service().lineup(request.args.get("model") or service().settings.default_model_name).production
+    served = service().lineup(request.args.get("model") or service().settings.default_model_name).production.served
     contract = served.contract
     return {
         "model": served.model,

@@ -17,8 +17,8 @@ import structlog
 from labstack import contract, registry, serialization
 from labstack.api.serving import predictor
 from labstack.api.serving.control import STARTING, Control, WorkerState
-from labstack.api.serving.lineup import Lineup, Served
-from labstack.contract import Contract
+from labstack.api.serving.lineup import Lineup, Role, Served
+from labstack.contract import Contract, Plan
 from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError, Version
 from labstack.settings import Settings
 
@@ -71,7 +71,7 @@ class Follower:
     @property
     def versions(self) -> dict[str, int]:
         """The production version that is served of each model."""
-        return {model: lineup.production.version for model, lineup in self.lineups.items()}
+        return {model: lineup.production.served.version for model, lineup in self.lineups.items()}
 
     @property
     def waiting_seconds(self) -> float | None:
@@ -135,7 +135,7 @@ class Follower:
                 lineups[model] = current
             try:
                 record = self._client.version(model, number)
-                if current and (current.production.version, current.production.source) == (number, record.source):
+                if current and current.production.served.is_of(record):
                     continue
                 served = self._load_version(record)
             except RegistryUnreachableError:
@@ -145,7 +145,7 @@ class Follower:
                 if errors[model] != self.following.load_errors.get(model):
                     log.error("load failed", model=model, version=number, error=str(error))
                 continue
-            lineups[model] = Lineup(served)
+            lineups[model] = Lineup(Role.of(registry.PRODUCTION, served))
             log.info("serving", model=model, version=number, runtime=served.predictor.runtime)
         return lineups, errors
 
@@ -165,6 +165,7 @@ class Follower:
             run_id=record.run_id,
             metrics=dict(metrics),
             contract=read,
+            plan=Plan(read),
             predictor=loaded,
             since=datetime.now(UTC),
         )

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+import orjson
+
 from labstack.api.serving.predictor import Predictor
-from labstack.contract import Contract
+from labstack.contract import Contract, Plan
+from labstack.mlflow_rest import Version
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,35 @@ class Served:
     run_id: str | None
     metrics: dict[str, float]
     contract: Contract
+    plan: Plan
     predictor: Predictor
     since: datetime
+
+    def is_of(self, record: Version) -> bool:
+        """Whether this is the very version of a record."""
+        return (self.version, self.source) == (record.number, record.source)
+
+
+@dataclass(frozen=True)
+class Role:
+    """A version in its role; `block` is what each of its answers says of both, as JSON."""
+
+    name: str
+    served: Served
+    block: orjson.Fragment
+
+    @classmethod
+    def of(cls, name: str, served: Served) -> "Role":
+        fields = {"name": served.model, "version": served.version, "role": name, "runtime": served.predictor.runtime}
+        return cls(name, served, orjson.Fragment(orjson.dumps(fields)))
 
 
 @dataclass(frozen=True)
 class Lineup:
-    """The versions of one model that answer requests."""
+    """The versions of one model that answer requests, each in its role."""
 
-    production: Served
+    production: Role
+
+    def pick(self) -> Role:
+        """Who answers a request."""
+        return self.production

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from labstack import serialization
-from labstack.contract import ONNX_FILE_NAME, Contract, Matrix, to_matrix
+from labstack.contract import ONNX_FILE_NAME, Contract, Matrix, Plan
 
 
 class PredictorError(Exception):
@@ -83,7 +83,7 @@ def load(folder: Path, contract: Contract) -> Predictor:
     try:
         predictor = _load(folder, contract)
         expected = contract.sample.output
-        [output] = predictor.predict(to_matrix(contract, [contract.sample.input])).outputs
+        [output] = predictor.predict(Plan(contract).matrix([contract.sample.input])).outputs
     except Exception as error:  # a damaged version may fail in any way, and must never stop its loader
         raise PredictorError(f"{type(error).__name__}: {error}") from error
     same = output == expected if isinstance(expected, str) else bool(np.isclose(float(output), expected, rtol=1e-4))
