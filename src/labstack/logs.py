@@ -16,7 +16,7 @@ NOISE = (
     "mlflow.types.type_hints",
     "mlflow.utils.environment",
     "urllib3.connectionpool",
-    "alembic.runtime.migration",
+    "alembic",
 )
 FIRST = ("timestamp", "level", "message")
 
