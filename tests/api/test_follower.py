@@ -15,8 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from labstack import registry
 from labstack.api.app import create_app
 from labstack.api.service import Service
+from labstack.api.serving.follower import Patience
 from labstack.contract import Contract, Plan
-from tests.conftest import IRIS_ROW, Lab, wait_until
+from tests.conftest import IRIS_ROW, Lab, free_port, wait_until
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_model_made_anew_under_its_old_name_is_another_version(service: Servic
     service.follower.sync()
     after = service.follower.lineups[name].production.served
     assert (before.version, after.version) == (1, 1)
-    assert before.source != after.source
+    assert before.record.source != after.record.source
     lab.client.delete_registered_model(name)
 
 
@@ -95,6 +96,9 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_visible(
     [state] = service.control.states()
     assert any("Version 2" in error for error in state.errors)
     path.write_bytes(whole)
+    service.follower.sync()
+    assert service.follower.lineups[trained].production.served.version == 1  # not fetched at each look
+    service.control.raise_desired()
     service.follower.sync()
     assert service.follower.lineups[trained].production.served.version == 2
     assert service.follower.following.errors == ()
@@ -139,6 +143,7 @@ def test_a_damaged_cache_heals_itself(service: Service, lab: Lab, trained: str) 
     restarted: Service = create_app(service.settings).extensions["labstack"]
     restarted.follower.sync()
     assert trained in restarted.follower.following.load_errors
+    restarted.control.raise_desired()
     restarted.follower.sync()
     assert restarted.follower.following.errors == ()
     assert restarted.lineup(trained).production.served.version == 1
@@ -204,10 +209,63 @@ def test_a_vanished_cache_is_filled_again(service: Service, lab: Lab, model: str
     registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     service.follower.sync()
     assert service.follower.lineups[model].production.served.version == 1
-    assert len(list(service.settings.api_cache_dir.iterdir())) == 1
+    assert len([path for path in service.settings.api_cache_dir.iterdir() if path.is_dir()]) == 1
 
 
 def test_predictions_warn_of_nothing(service: Service) -> None:
     """A scikit-learn model that was fitted on a frame warns at each array, unless it is told not to."""
     served = service.lineup("iris").production.served
     assert served.predictor.predict(Plan(served.contract).matrix([IRIS_ROW])).outputs == ["setosa"]
+
+
+def test_without_a_registry_a_worker_serves_what_was_served_last(service: Service, lab: Lab) -> None:
+    away = f"http://localhost:{free_port()}"
+    settings = lab.settings(api_cache_dir=service.settings.api_cache_dir, mlflow_tracking_uri=away)
+    cold = create_app(settings)
+    follower = cold.extensions["labstack"].follower
+    follower.sync()
+    assert follower.versions == service.follower.versions
+    answer = cold.test_client().post("/predict", json=IRIS_ROW).json
+    assert (answer["prediction"]["class"], answer["model"]["version"]) == ("setosa", 1)
+    health = cold.test_client().get("/health").json
+    assert (health["status"], health["registry"]["reachable"]) == ("degraded", False)
+    assert health["models"]["iris"] == {"production": 1}
+    info = cold.test_client().get("/model-info").json
+    assert info["metrics"] == service.lineup("iris").production.served.metrics
+
+
+def test_what_was_taken_from_production_is_not_remembered(service: Service, lab: Lab, model: str) -> None:
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
+    service.follower.sync()
+    assert model in service.follower.versions
+    lab.client.delete_registered_model_alias(model, "production")
+    service.follower.sync()
+    away = f"http://localhost:{free_port()}"
+    cold = create_app(lab.settings(api_cache_dir=service.settings.api_cache_dir, mlflow_tracking_uri=away))
+    cold.extensions["labstack"].follower.sync()
+    assert model not in cold.extensions["labstack"].follower.versions
+    assert "iris" in cold.extensions["labstack"].follower.versions
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '[{"record": {}}]', "[1]", '{"a": 1}'])
+def test_a_note_of_what_was_served_that_is_damaged_is_none(service: Service, lab: Lab, text: str) -> None:
+    (service.settings.api_cache_dir / "served.json").write_text(text)
+    away = f"http://localhost:{free_port()}"
+    cold = create_app(lab.settings(api_cache_dir=service.settings.api_cache_dir, mlflow_tracking_uri=away))
+    cold.extensions["labstack"].follower.sync()
+    assert cold.extensions["labstack"].follower.versions == {}
+
+
+def test_patience_doubles_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("labstack.api.serving.follower.time.monotonic", lambda: now)
+    patience, waits = Patience(), []
+    for _ in range(10):
+        assert patience.due()
+        patience.lose("no", 3)
+        assert not patience.due()
+        begun = now
+        while not patience.due():
+            now += 1
+        waits.append(now - begun)
+    assert waits == [3, 6, 12, 24, 48, 96, 192, 300, 300, 300]

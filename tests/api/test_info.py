@@ -1,6 +1,7 @@
 """The welcome, health, readiness and model information; and one shape for every error."""
 
 import json
+from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -41,13 +42,9 @@ def test_model_info_is_the_registrys(app: Flask, lab: Lab) -> None:
 
 
 def test_credentials_of_the_registry_are_not_shown(lab: Lab) -> None:
-    url = lab.tracking_uri.replace("http://", "http://me:secret@")
-    try:
-        app = create_app(lab.settings(mlflow_tracking_uri=url))
-        for path in ("/", "/health", "/ready", "/model-info"):
-            assert "secret" not in app.test_client().get(path).text
-    finally:
-        create_app(lab.settings())  # the tracking URI is the process's
+    app = create_app(lab.settings(mlflow_tracking_uri=lab.tracking_uri.replace("http://", "http://me:secret@")))
+    for path in ("/", "/health", "/ready", "/model-info"):
+        assert "secret" not in app.test_client().get(path).text
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/predict", 405)])
@@ -73,22 +70,19 @@ def test_a_fault_of_ours_shows_nothing_of_itself(app: Flask, monkeypatch: pytest
     assert "the inside" not in answer.text
 
 
-def test_a_registry_that_is_not_up_yet_is_waited_for_and_then_named(lab: Lab) -> None:
+def test_a_registry_that_is_not_up_yet_is_waited_for_and_then_named(lab: Lab, tmp_path: Path) -> None:
     url = f"http://localhost:{free_port()}"
-    try:
-        settings = lab.settings(mlflow_tracking_uri=url, startup_timeout_seconds=3600)
-        app = create_app(settings)
-        app.extensions["labstack"].follower.sync()
-        waiting = json.loads(app.test_client().get("/ready").data)
-        assert (waiting["status"], waiting["type"]) == (503, "urn:labstack:problem:starting")
-        assert f"{url}, for 0 of 3600 seconds" in waiting["detail"]
-        assert app.test_client().get("/health").json["status"] == "starting"
+    new = {"mlflow_tracking_uri": url, "api_cache_dir": tmp_path}
+    app = create_app(lab.settings(**new, startup_timeout_seconds=3600))
+    app.extensions["labstack"].follower.sync()
+    waiting = json.loads(app.test_client().get("/ready").data)
+    assert (waiting["status"], waiting["type"]) == (503, "urn:labstack:problem:starting")
+    assert f"{url}, for 0 of 3600 seconds" in waiting["detail"]
+    assert app.test_client().get("/health").json["status"] == "starting"
 
-        app = create_app(lab.settings(mlflow_tracking_uri=url, startup_timeout_seconds=0.001))
-        app.extensions["labstack"].follower.sync()
-        late = json.loads(app.test_client().get("/ready").data)
-        assert (late["status"], late["type"]) == (503, "urn:labstack:problem:registry-unreachable")
-        assert url in late["detail"]
-        assert app.test_client().get("/health").json["status"] == "degraded"
-    finally:
-        create_app(lab.settings())  # the tracking URI is the process's
+    app = create_app(lab.settings(**new, startup_timeout_seconds=0.001))
+    app.extensions["labstack"].follower.sync()
+    late = json.loads(app.test_client().get("/ready").data)
+    assert (late["status"], late["type"]) == (503, "urn:labstack:problem:registry-unreachable")
+    assert url in late["detail"]
+    assert app.test_client().get("/health").json["status"] == "degraded"

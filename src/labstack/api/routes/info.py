@@ -33,7 +33,7 @@ def health() -> dict[str, Any]:
     """Alive, what is loaded, and what keeps this worker from following the registry, if anything does."""
     follower = service().follower
     following = follower.following
-    starting = follower.waiting_seconds is not None
+    starting = follower.waiting_seconds is not None and not follower.lineups
     return {
         "status": "starting" if starting else "degraded" if following.errors else "ok",
         "models": {model: {registry.PRODUCTION: version} for model, version in follower.versions.items()},
@@ -64,7 +64,7 @@ def model_info() -> dict[str, Any]:
         "role": registry.PRODUCTION,
         "runtime": served.predictor.runtime,
         "since": served.since,
-        "run_id": served.run_id,
+        "run_id": served.record.run_id,
         "metrics": served.metrics,
         "task": contract.task,
         "target": contract.target,

@@ -1,21 +1,18 @@
 """The thread in each worker that keeps its lineups equal to the registry's roles."""
 
-import hashlib
 import os
 import random
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import structlog
 
-from labstack import contract, registry, serialization
+from labstack import registry
 from labstack.api.serving import predictor
+from labstack.api.serving.cache import Cache
 from labstack.api.serving.control import STARTING, Control, WorkerState
 from labstack.api.serving.lineup import Lineup, Role, Served
 from labstack.contract import Contract, Plan
@@ -24,6 +21,7 @@ from labstack.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+LONGEST_DELAY_SECONDS = 300.0
 GENERATION_POLL_SECONDS = 0.05  # how soon a reload wakes the follower: one read of a small file each time
 
 
@@ -42,6 +40,24 @@ class Following:
         return (*([self.registry_error] if self.registry_error else []), *self.load_errors.values())
 
 
+@dataclass
+class Patience:
+    """When a version that could not be loaded is tried again: after twice as long each time."""
+
+    error: str = ""
+    _delay: float = 0.0
+    _next: float = 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def lose(self, error: str, interval: float) -> None:
+        """Note another failure; `interval` is the follower's, in seconds."""
+        self.error = error
+        self._delay = min(max(2 * self._delay, interval), LONGEST_DELAY_SECONDS)
+        self._next = time.monotonic() + self._delay
+
+
 class Follower:
     """Writes `lineups` and `following`, by reference; request threads read them without a lock."""
 
@@ -49,6 +65,9 @@ class Follower:
         self._settings = settings
         self._control = control
         self._client = MlflowRest(settings.mlflow_tracking_uri, timeout_seconds=5, retries=1)
+        self._cache = Cache(settings.api_cache_dir, self._client)
+        self._patience: dict[tuple[str, int], Patience] = {}
+        self._generation = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._started = time.monotonic()
@@ -89,8 +108,11 @@ class Follower:
         error = None
         try:
             found = registry.all_roles(self._client)
-            lineups, load_errors = self._load({name: r.production for name, r in found.items() if r.production})
+            production = {name: r.production for name, r in found.items() if r.production}
+            lineups, load_errors = self._load(production, asked=generation != self._generation)
             self.lineups = lineups
+            self._generation = generation
+            self._cache.remember(lineup.production.served for lineup in lineups.values())
             self.following = Following(
                 None, datetime.now(UTC), load_errors, frozenset(name for name, r in found.items() if not r.production)
             )
@@ -99,6 +121,8 @@ class Follower:
         except Exception as fault:  # an answer that is no answer of MLflow's must not end the following
             error = f"The registry's answer cannot be used: {type(fault).__name__}: {fault}"
         if error is not None:
+            if not self.first_look.is_set():
+                self._recall()
             self.following = replace(self.following, registry_error=error)
         self._tell(error)
         self._report(generation)
@@ -125,71 +149,62 @@ class Follower:
             if self._stop.wait(GENERATION_POLL_SECONDS):
                 return
 
-    def _load(self, production: Mapping[str, int]) -> tuple[dict[str, Lineup], dict[str, str]]:
-        """The lineups for these versions; a version that cannot be loaded leaves its model's lineup as it is."""
+    def _load(self, production: Mapping[str, int], asked: bool) -> tuple[dict[str, Lineup], dict[str, str]]:
+        """The lineups for these versions; a version that cannot be loaded leaves its model's lineup as it is.
+
+        One that failed is tried again at growing intervals, and at once when `asked` for.
+        """
         lineups: dict[str, Lineup] = {}
         errors: dict[str, str] = {}
         for model, number in production.items():
             current = self.lineups.get(model)
             if current:
                 lineups[model] = current
+            patience = self._patience.setdefault((model, number), Patience())
+            if not (asked or patience.due()):
+                errors[model] = patience.error
+                continue
             try:
                 record = self._client.version(model, number)
-                if current and current.production.served.is_of(record):
-                    continue
-                served = self._load_version(record)
+                if not (current and current.production.served.record == record):
+                    metrics = self._client.run(record.run_id).metrics if record.run_id else {}
+                    lineups[model] = self._open(record, dict(metrics))
             except RegistryUnreachableError:
                 raise
             except Exception as error:  # whatever became of one version, the others are followed
-                errors[model] = f"Version {number} of {model!r} could not be loaded: {error}"
-                if errors[model] != self.following.load_errors.get(model):
+                told = f"Version {number} of {model!r} could not be loaded: {error}"
+                if told != patience.error:
                     log.error("load failed", model=model, version=number, error=str(error))
-                continue
-            lineups[model] = Lineup(Role.of(registry.PRODUCTION, served))
-            log.info("serving", model=model, version=number, runtime=served.predictor.runtime)
+                errors[model] = told
+                patience.lose(told, self._settings.follow_interval_seconds)
+            else:
+                del self._patience[model, number]
         return lineups, errors
 
-    def _load_version(self, record: Version) -> Served:
-        metrics = self._client.run(record.run_id).metrics if record.run_id else {}
-        folder = self._fetch(record)
+    def _open(self, record: Version, metrics: dict[str, float]) -> Lineup:
+        """The lineup of a version, fetched unless it is in the cache, and tried on its own sample."""
+        folder = self._cache.fetch(record)
         try:
-            read = Contract.read(folder)
-            loaded = predictor.load(folder, read)
+            contract = Contract.read(folder)
+            loaded = predictor.load(folder, contract)
         except Exception:
-            shutil.rmtree(folder, ignore_errors=True)  # fetched anew next time, in case it is the cache that is damaged
+            self._cache.discard(record)
             raise
-        return Served(
-            model=record.model,
-            version=record.number,
-            source=record.source,
-            run_id=record.run_id,
-            metrics=dict(metrics),
-            contract=read,
-            plan=Plan(read),
-            predictor=loaded,
-            since=datetime.now(UTC),
-        )
+        log.info("serving", model=record.model, version=record.number, runtime=loaded.runtime)
+        served = Served(record, metrics, contract, Plan(contract), loaded, datetime.now(UTC))
+        return Lineup(Role.of(registry.PRODUCTION, served))
 
-    def _fetch(self, record: Version) -> Path:
-        """The folder of a version's files in the cache, complete or not there at all; workers may race for it."""
-        folder = self._settings.api_cache_dir / hashlib.sha256(record.source.encode()).hexdigest()[:32]
-        if folder.exists():
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=folder.parent))
-        files = new / "files"  # unlike its parent, which is this user's alone, of the umask's mode
-        files.mkdir()
-        try:
-            self._client.download(record.model, record.number, contract.FILE_NAME, files)
-            estimator = contract.ONNX_FILE_NAME if Contract.read(files).onnx else serialization.FILE_NAME
-            self._client.download(record.model, record.number, estimator, files)
-            files.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another worker was quicker
-                raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-        return folder
+    def _recall(self) -> None:
+        """Serve the versions that were served last, as the registry cannot be asked."""
+        recalled = {}
+        for record, metrics in self._cache.recall():
+            if not self._cache.folder(record).exists():
+                continue
+            try:
+                recalled[record.model] = self._open(record, metrics)
+            except Exception as error:  # the others may be sound
+                log.error("load failed", model=record.model, version=record.number, error=str(error))
+        self.lineups = recalled
 
     def _report(self, generation: int) -> None:
         self._control.report(WorkerState(os.getpid(), generation, self.versions, self.following.errors))

@@ -12,21 +12,22 @@ from labstack.mlflow_rest import Version
 
 @dataclass(frozen=True)
 class Served:
-    """A loaded version. `source` is where the registry says its files are, unlike its number never used twice."""
+    """A loaded version."""
 
-    model: str
-    version: int
-    source: str
-    run_id: str | None
+    record: Version
     metrics: dict[str, float]
     contract: Contract
     plan: Plan
     predictor: Predictor
     since: datetime
 
-    def is_of(self, record: Version) -> bool:
-        """Whether this is the very version of a record."""
-        return (self.version, self.source) == (record.number, record.source)
+    @property
+    def model(self) -> str:
+        return self.record.model
+
+    @property
+    def version(self) -> int:
+        return self.record.number
 
 
 @dataclass(frozen=True)
