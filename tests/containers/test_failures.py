@@ -67,20 +67,24 @@ metric: accuracy
 
 
 def test_a_training_that_is_stopped_closes_its_run(trained: Stack) -> None:
+    def newest() -> dict[str, str]:
+        search = f"{trained.mlflow}/api/2.0/mlflow/runs/search"
+        return dict(ask(search, {"experiment_ids": ["1"], "max_results": 1}).json["runs"][0]["info"])
+
+    before = newest()["run_id"]
     with tempfile.TemporaryDirectory() as folder:  # where the container's user may read
         Path(folder).chmod(0o755)
         Path(folder, "endless.yaml").write_text(ENDLESS)
         mounted = f"{folder}/endless.yaml:/endless.yaml:ro"
         run = trained.compose("run", "--detach", "--volume", mounted, "mlops", "train", "/endless.yaml")
         container = run.stdout.split()[-1]
-        wait_until(lambda: "rows read" in docker("logs", container).stderr, 60, "training is at work")
+        wait_until(lambda: newest()["run_id"] != before, 60, "training is at work")
         docker("stop", container)
         assert docker("wait", container).stdout == "1\n"
     assert docker("logs", container).stderr.splitlines()[-1] == "Training was stopped."
     docker("rm", container)
-    search = f"{trained.mlflow}/api/2.0/mlflow/runs/search"
-    newest = ask(search, {"experiment_ids": ["1"], "max_results": 1}).json["runs"][0]
-    assert newest["info"]["status"] == "FAILED"
+    assert newest()["run_id"] != before
+    assert newest()["status"] == "FAILED"
 
 
 def test_after_a_crash_of_the_engine_the_lab_comes_back(trained: Stack) -> None:

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from sqlalchemy import text
 
 from labstack import registry, serialization
@@ -17,6 +20,7 @@ from labstack.store import datasets
 from labstack.store.audit import RoleMove, history
 from labstack.training import config, data, promotion
 from labstack.training.promotion import TrainingError
+from labstack.training.train import _experiment
 from tests.conftest import Lab, environment, free_port
 
 WORSE = {"params": {"alpha": 10_000.0}}
@@ -227,3 +231,26 @@ def test_a_dataset_that_vanished_is_said_so(lab: Lab) -> None:
 def test_training_leaves_the_database_unlocked(lab: Lab) -> None:
     with lab.engine.connect() as connection:
         assert connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0] == 0
+
+
+def test_trainings_that_begin_together_share_one_experiment(lab: Lab, name: str) -> None:
+    together = threading.Barrier(4)
+    found: list[str] = []
+
+    class Client(MlflowClient):
+        """Creates no experiment before the others have looked for it, too."""
+
+        def create_experiment(self, *arguments: Any, **keywords: Any) -> str:
+            together.wait(10)
+            return str(super().create_experiment(*arguments, **keywords))
+
+    def look() -> None:
+        found.append(_experiment(Client(lab.tracking_uri, lab.tracking_uri), name))
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1

@@ -113,7 +113,12 @@ def _experiment(client: MlflowClient, name: str) -> str:
     """The id of the model's experiment, whose artifacts must go through the server."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        return str(client.create_experiment(name))
+        try:
+            return str(client.create_experiment(name))
+        except RestException:  # another training was quicker, or it is refused
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
     if not experiment.artifact_location.startswith("mlflow-artifacts:"):
         raise TrainingError(
             f"The experiment {name!r} keeps its artifacts at {experiment.artifact_location}, not behind the MLflow "
