@@ -11,6 +11,7 @@ from gunicorn.config import Config
 from gunicorn.workers.base import Worker
 
 from labstack import logs, settings
+from labstack.api.worker import forget
 
 if TYPE_CHECKING:
     from labstack.api.service import Service
@@ -33,7 +34,7 @@ class Logger(glogging.Logger):  # type: ignore[misc]
 _host = f"[{_settings.api_host}]" if ":" in _settings.api_host else _settings.api_host
 bind = f"{_host}:{_settings.api_port}"
 workers = _settings.api_workers
-worker_class = "gthread"
+worker_class = "labstack.api.worker.FairWorker"
 threads = _settings.api_threads
 keepalive = 5
 # The arbiter imports everything once and workers share its memory; models, threads and connections come after the fork.
@@ -63,6 +64,7 @@ def worker_exit(_server: Arbiter, worker: Worker) -> None:
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
     """In the arbiter, however the worker ended: no reload waits for it any more."""
+    forget(worker)
     _service(server.app.wsgi()).control.forget(worker.pid)
 
 

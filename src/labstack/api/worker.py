@@ -1,0 +1,64 @@
+"""gunicorn's threaded worker, which leaves a new connection to another worker that has fewer.
+
+All workers wait on one listening socket and all are woken by a new connection; whichever is quicker takes it. A burst
+of connections that are then kept alive, as load balancers and clients with pools open them, may land on one worker
+and stay there, and the others' cores idle. So each worker says in shared memory how many connections it has.
+"""
+
+import ctypes
+import mmap
+import time
+from typing import Any
+
+from gunicorn.workers.base import Worker
+from gunicorn.workers.gthread import ThreadWorker
+
+SLOTS = 128  # more than workers at a time, old and new ones while gunicorn reloads
+NOBODY = -1
+PATIENCE_SECONDS = 0.05  # whoever does not take a connection within this time is busy or gone
+PAUSE_SECONDS = 0.0002
+
+# Made once, in the arbiter, and shared by all that are forked. Each worker writes its own slot, and the arbiter that of
+# a worker that ended.
+_open = (ctypes.c_int * SLOTS).from_buffer(mmap.mmap(-1, SLOTS * ctypes.sizeof(ctypes.c_int)))
+_open[:] = [NOBODY] * SLOTS
+
+
+def forget(worker: Worker) -> None:
+    """In the arbiter, when a worker ended, however it did."""
+    _open[worker.age % SLOTS] = NOBODY
+
+
+class FairWorker(ThreadWorker):  # type: ignore[misc]
+    """Takes a new connection when no other worker has fewer, or when nobody else took it for a moment."""
+
+    _refusing_since = _last_refusal = 0.0
+
+    def init_process(self) -> None:
+        """In the worker, after the fork."""
+        self._slot = self.age % SLOTS
+        _open[self._slot] = 0
+        super().init_process()
+
+    def accept(self, listener: Any) -> None:
+        """Called when a connection waits, again and again until somebody takes it."""
+        if self._leave_it_to_another():
+            time.sleep(PAUSE_SECONDS)
+            return
+        super().accept(listener)
+        _open[self._slot] = self.nr_conns
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """Called in a loop for as long as the worker lives."""
+        super().wait_for_and_dispatch_events(timeout)
+        _open[self._slot] = self.nr_conns if self._accepting else NOBODY
+
+    def _leave_it_to_another(self) -> bool:
+        _open[self._slot] = self.nr_conns
+        if min(filter(NOBODY.__lt__, _open[:])) >= self.nr_conns:
+            return False
+        now = time.monotonic()
+        if now - self._last_refusal > PATIENCE_SECONDS:
+            self._refusing_since = now  # another connection than the one refused before
+        self._last_refusal = now
+        return now - self._refusing_since < PATIENCE_SECONDS
