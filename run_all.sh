@@ -335,7 +335,7 @@ local_up() {
   step "database" quietly "$python" -m labstack.store
   step "training" train_missing
   step "API" local_start api
-  step "prediction" quietly "$python" -m labstack.local predict
+  step "prediction" quietly local_predict
 }
 
 local_start() {

@@ -10,7 +10,8 @@ if [ ! -w "$data" ]; then
 fi
 if [ "${TMPDIR:-/tmp}" != /tmp ]; then # models are larger than a /tmp in memory
   mkdir -p "$TMPDIR"
-  find "$TMPDIR" -mindepth 1 -mtime +0 -delete # what killed containers left
+  # what killed containers left; what cannot be removed, as it is in use or went meanwhile, keeps nobody from starting
+  find "$TMPDIR" -mindepth 1 -mtime +0 -delete 2>/dev/null || true
 fi
 
 case ${1:-} in

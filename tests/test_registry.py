@@ -40,7 +40,7 @@ class Failing:
             if self._left == 0:
                 if self._applied:
                     real(*arguments, **keywords)
-                raise RegistryUnreachableError("API request to http://... failed: timed out")
+                raise RegistryUnreachableError("http://registry.example")
             return real(*arguments, **keywords)
 
         return call

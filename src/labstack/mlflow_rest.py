@@ -26,7 +26,10 @@ class RegistryError(LabError):
 
 
 class RegistryUnreachableError(RegistryError):
-    """The registry does not answer."""
+    """The registry does not answer at a URL, which is shown, so without credentials."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"The MLflow server at {url} cannot be reached.")
 
 
 class NotThereError(RegistryError):
@@ -127,7 +130,7 @@ class MlflowRest:
                 self._require_success(answer)
                 yield from answer.iter_content(CHUNK_BYTES)
         except requests.RequestException as error:
-            raise RegistryUnreachableError(f"The MLflow server at {self.shown_url} cannot be reached.") from error
+            raise RegistryUnreachableError(self.shown_url) from error
 
     def _call(self, method: str, path: str, **fields: Any) -> dict[str, Any]:
         sent = {"params": fields} if method == "GET" else {"json": fields}
@@ -135,12 +138,12 @@ class MlflowRest:
             url = f"{self.url.rstrip('/')}/api/2.0/mlflow/{path}"
             answer = self._session.request(method, url, timeout=self._timeout, **sent)  # type: ignore[arg-type]
         except requests.RequestException as error:
-            raise RegistryUnreachableError(f"The MLflow server at {self.shown_url} cannot be reached.") from error
+            raise RegistryUnreachableError(self.shown_url) from error
         self._require_success(answer)
         try:
             value = answer.json()
-        except ValueError as error:
-            raise RegistryError(f"What answers at {self.shown_url} is not MLflow.") from error
+        except ValueError:
+            value = None
         if not isinstance(value, dict):
             raise RegistryError(f"What answers at {self.shown_url} is not MLflow.")
         return value

@@ -65,6 +65,22 @@ class Stack:
     def train(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         return self.compose("run", "--rm", "-T", "mlops", *(("train", *arguments) if arguments else ()), check=check)
 
+    def train_estimator(
+        self, estimator: str, params: str = "{}", options: tuple[str, ...] = ("--rm", "-T")
+    ) -> "subprocess.CompletedProcess[str]":
+        """Train a pipeline file of the user's own, for iris with another estimator, mounted into the container."""
+        path = self.folder / "own.yaml"
+        path.write_text(
+            "model: iris\n"
+            "task: classification\n"
+            "data: {dataset: iris, target: species}\n"
+            "split: {test_fraction: 0.25, seed: 42}\n"
+            f"estimator: {estimator}\n"
+            f"params: {params}\n"
+            "metric: accuracy\n"
+        )
+        return self.compose("run", *options, "--volume", f"{path}:/own.yaml:ro", "mlops", "train", "/own.yaml")
+
     def erase(self) -> None:
         self.compose("--profile", "mlops", "down", "--volumes", "--remove-orphans")
 

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import tempfile
 import threading
 import time
 import uuid
@@ -55,32 +54,18 @@ def test_a_training_that_is_killed_leaves_all_as_it_was(trained: Stack) -> None:
     assert "not promoted" in trained.train("iris").stdout
 
 
-ENDLESS = """
-model: iris
-task: classification
-data: {dataset: iris, target: species}
-split: {test_fraction: 0.25, seed: 42}
-estimator: sklearn.neural_network.MLPClassifier
-params: {max_iter: 1000000, n_iter_no_change: 1000000}
-metric: accuracy
-"""
-
-
 def test_a_training_that_is_stopped_closes_its_run(trained: Stack) -> None:
     def newest() -> dict[str, str]:
         search = f"{trained.mlflow}/api/2.0/mlflow/runs/search"
         return dict(ask(search, {"experiment_ids": ["1"], "max_results": 1}).json["runs"][0]["info"])
 
     before = newest()["run_id"]
-    with tempfile.TemporaryDirectory() as folder:  # where the container's user may read
-        Path(folder).chmod(0o755)
-        Path(folder, "endless.yaml").write_text(ENDLESS)
-        mounted = f"{folder}/endless.yaml:/endless.yaml:ro"
-        run = trained.compose("run", "--detach", "--volume", mounted, "mlops", "train", "/endless.yaml")
-        container = run.stdout.split()[-1]
-        wait_until(lambda: newest()["run_id"] != before, 60, "training is at work")
-        docker("stop", container)
-        assert docker("wait", container).stdout == "1\n"
+    endless = "{max_iter: 1000000, n_iter_no_change: 1000000}"
+    run = trained.train_estimator("sklearn.neural_network.MLPClassifier", endless, options=("--detach",))
+    container = run.stdout.split()[-1]
+    wait_until(lambda: newest()["run_id"] != before, 60, "training is at work")
+    docker("stop", container)
+    assert docker("wait", container).stdout == "1\n"
     assert docker("logs", container).stderr.splitlines()[-1] == "Training was stopped."
     docker("rm", container)
     assert newest()["run_id"] != before
@@ -176,3 +161,21 @@ def test_a_model_larger_than_the_memory_of_tmp_is_stored(trained: Stack) -> None
     stored = "import os; print(os.path.getsize('/lab/data/mlartifacts/1/large/file.bin'))"
     assert trained.python("server_mlflow", stored) == str(size)
     assert trained.python("server_mlflow", listed) == before
+
+
+def test_what_killed_containers_left_is_removed_and_keeps_none_from_starting(trained: Stack) -> None:
+    """A file that is old, and a folder that is and holds a new file, which a running container may still need."""
+    code = """
+import os, pathlib
+tmp = pathlib.Path("/lab/data/tmp")
+(tmp / "old").write_text("")
+(tmp / "kept").mkdir()
+(tmp / "kept/new").write_text("")
+for path in (tmp / "old", tmp / "kept"):
+    os.utime(path, (0, 0))
+"""
+    trained.python("server_mlflow", code)
+    assert "not promoted" in trained.train("iris").stdout
+    left = trained.python("server_mlflow", "import glob; print(glob.glob('/lab/data/tmp/*/new'))")
+    assert left == "['/lab/data/tmp/kept/new']"
+    assert trained.python("server_mlflow", "import os; print(os.path.exists('/lab/data/tmp/old'))") == "False"

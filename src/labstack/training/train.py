@@ -84,8 +84,7 @@ def _tracking(client: MlflowRest) -> Iterator[MlflowClient]:
         yield MlflowClient(client.url, client.url)
     except MlflowException as error:
         if "API request to" in error.message:
-            message = f"The MLflow server at {client.shown_url} cannot be reached."
-            raise RegistryUnreachableError(message) from error
+            raise RegistryUnreachableError(client.shown_url) from error
         raise RegistryError(error.message) from error
 
 
