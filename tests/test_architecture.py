@@ -15,7 +15,8 @@ PACKAGE = ROOT / "src" / "labstack"
 ALLOWED = {
     "errors": set(),
     "settings": set(),
-    "logs": set(),
+    "background": set(),
+    "logs": {"background"},
     "archive": set(),
     "tracking_server": {"archive"},
     "example": set(),
@@ -25,7 +26,7 @@ ALLOWED = {
     "store": {"store"},
     "mlflow_rest": set(),
     "registry": {"mlflow_rest", "store"},
-    "api": {"api", "contract", "logs", "mlflow_rest", "registry", "serialization"},
+    "api": {"api", "background", "contract", "logs", "mlflow_rest", "registry", "serialization", "store"},
     "training": {"training", "contract", "logs", "mlflow_rest", "registry", "serialization", "store"},
 }
 

@@ -20,6 +20,18 @@ CONTRACT = Contract(
     sample=Sample(input={"a": 0.5, "b": 0.5}, output=1.0),
 )
 
+MIXED = Contract(
+    task="regression",
+    target="y",
+    features=(
+        Feature(name="a", categories=("low", "high")),
+        Feature(name="b", minimum=0, maximum=10, missing=True),
+        Feature(name="c", categories=("x",), missing=True),
+    ),
+    classes=(),
+    sample=Sample(input={"a": "low", "b": 5, "c": None}, output=1.0),
+)
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
@@ -31,12 +43,12 @@ json_values = st.recursive(
 
 def errors(rows: list[Any], prefix: str = "") -> list[tuple[str, str]]:
     with pytest.raises(ContractError) as raised:
-        Plan(CONTRACT).matrix(rows, prefix)
+        Plan(CONTRACT).parse(rows, prefix)
     return raised.value.errors
 
 
 def test_columns_come_in_the_contracts_order_whatever_the_rows_order() -> None:
-    matrix = Plan(CONTRACT).matrix([{"b": 2, "a": 1.5}, {"a": -3, "b": 0}])
+    matrix, _ = Plan(CONTRACT).parse([{"b": 2, "a": 1.5}, {"a": -3, "b": 0}])
     np.testing.assert_array_equal(matrix, [[1.5, 2], [-3, 0]])
 
 
@@ -72,7 +84,7 @@ def test_all_faults_of_all_rows_come_in_one_answer() -> None:
 
 def test_a_flood_of_faults_is_counted_and_cut() -> None:
     with pytest.raises(ContractError) as raised:
-        Plan(CONTRACT).matrix([{}] * 1000)
+        Plan(CONTRACT).parse([{}] * 1000)
     assert (raised.value.count, len(raised.value.errors)) == (2000, MAX_REPORTED_ERRORS)
     assert str(raised.value) == "a is missing; and 1999 more faults"
 
@@ -80,12 +92,82 @@ def test_a_flood_of_faults_is_counted_and_cut() -> None:
 @given(st.lists(json_values, min_size=1, max_size=4))
 def test_any_json_gives_its_own_numbers_or_names_a_fault(rows: list[Any]) -> None:
     try:
-        matrix = Plan(CONTRACT).matrix(rows)
+        matrix, _ = Plan(CONTRACT).parse(rows)
     except ContractError as error:
         assert error.errors
     else:
         assert [[float(row["a"]), float(row["b"])] for row in rows] == matrix.tolist()
         assert np.isfinite(matrix).all()
+
+
+def test_categories_and_missing_values_are_read() -> None:
+    rows = [{"a": "high", "b": None, "c": None}, {"c": "x", "b": 2, "a": "low"}]
+    matrix, remarks = Plan(MIXED).parse(rows)
+    np.testing.assert_array_equal(matrix, [[1, math.nan, math.nan], [0, 2, 0]])
+    assert remarks == []
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"a": "middle", "b": 1, "c": "x"}, ("a", "is none of low, high")),
+        ({"a": 1, "b": 1, "c": "x"}, ("a", "is a number; one of low, high is needed")),
+        ({"a": None, "b": 1, "c": "x"}, ("a", "is null; one of low, high is needed")),
+        ({"a": ["low"], "b": 1, "c": "x"}, ("a", "is a list; one of low, high is needed")),
+        ({"a": "low", "b": math.nan, "c": "x"}, ("b", "is nan; a finite number is needed")),
+        ({"a": "low", "b": 10**400, "c": "x"}, ("b", "is too large a number")),
+        ({"a": "low", "b": True, "c": "x"}, ("b", "is the boolean true; a number is needed")),
+        ({"a": "low", "b": 1}, ("c", "is missing")),
+    ],
+)
+def test_what_is_no_value_of_a_feature_is_named(row: dict[str, Any], fault: tuple[str, str]) -> None:
+    with pytest.raises(ContractError) as raised:
+        Plan(MIXED).parse([row])
+    assert raised.value.errors == [fault]
+
+
+cells = st.sampled_from(["low", "high", "x", None, True, 0, 2.5, math.nan, 1e31, 10**400, "", ["low"]])
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abcd"), cells, max_size=4), min_size=1, max_size=3), st.booleans())
+def test_the_quick_way_and_the_thorough_one_agree(rows: list[Any], mixed: bool) -> None:
+    plan = Plan(MIXED if mixed else CONTRACT)
+    quick = plan._quickly(rows)
+    try:
+        thorough = plan._row_by_row(rows, "")
+    except ContractError:
+        assert quick is None
+    else:
+        assert quick is not None
+        np.testing.assert_array_equal(quick, thorough)
+
+
+def test_what_lies_beyond_trainings_range_is_remarked_and_read() -> None:
+    matrix, remarks = Plan(MIXED).parse([{"a": "low", "b": 10, "c": "x"}, {"a": "low", "b": 11, "c": None}], "rows")
+    assert matrix[:, 1].tolist() == [10, 11]
+    assert remarks == [("rows[1].b", "is 11, outside 0 to 10, the range of training")]
+    assert Plan(CONTRACT).parse([{"a": -1, "b": 0}])[1] == [("a", "is -1, outside 0 to 1, the range of training")]
+
+
+def test_one_contract_keeps_to_another_or_says_where_not() -> None:
+    def changed(**fields: Any) -> Contract:
+        return MIXED.model_copy(update=fields)
+
+    a, b, c = MIXED.features
+    assert MIXED.breaks_with(MIXED) == []
+    assert (
+        changed(features=(c, b, a.model_copy(update={"categories": ("low", "mid", "high")}))).breaks_with(MIXED) == []
+    )
+    for other, said in [
+        (changed(task="classification"), "its task is classification, not regression"),
+        (changed(classes=("p", "q")), "its classes are p, q, not "),
+        (changed(features=(a, b)), "it takes no field 'c'"),
+        (changed(features=(*MIXED.features, Feature(name="d"))), "it needs the field 'd'"),
+        (changed(features=(a, Feature(name="b"), c)), "'b' may not be missing"),
+        (changed(features=(a, b, Feature(name="c", missing=True))), "'c' is a number"),
+        (changed(features=(Feature(name="a", categories=("low",)), b, c)), "'a' knows no high"),
+    ]:
+        assert other.breaks_with(MIXED) == [said]
 
 
 def test_a_contract_is_what_its_file_says(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labstack.mlflow_rest import MlflowRest, NotThereError, RegistryError, RegistryUnreachableError
+from labstack.mlflow_rest import MlflowRest, Model, NotThereError, RegistryError, RegistryUnreachableError
 from tests.conftest import Lab, free_port
 
 
@@ -43,7 +43,7 @@ def test_models_come_page_after_page(server: str) -> None:
     model = {"name": "a", "aliases": [{"alias": "production", "version": "3"}]}
     pages = [{"registered_models": [model], "next_page_token": "more"}, {"registered_models": [{"name": "b"}]}]
     Script.answers = [(200, json.dumps(page).encode()) for page in pages]
-    assert MlflowRest(server).models() == {"a": {"production": 3}, "b": {}}
+    assert MlflowRest(server).models() == {"a": Model({"production": 3}, {}), "b": Model({}, {})}
     assert "page_token=more" in Script.asked[1][0]
 
 
@@ -73,7 +73,7 @@ def test_an_answer_that_is_none_is_an_error_for_people(server: str, status: int,
 
 def test_what_is_not_there_is_told_from_what_is_refused(lab: Lab, tmp_path: Path) -> None:
     for ask in (
-        lambda: lab.registry.aliases("nobody"),
+        lambda: lab.registry.model("nobody"),
         lambda: lab.registry.version("iris", 99),
         lambda: lab.registry.run("0" * 32),
         lambda: lab.registry.download("iris", 1, "none.bin", tmp_path),

@@ -9,10 +9,12 @@ from sqlalchemy import Engine, text
 
 from labstack import registry
 from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError
-from labstack.registry import ProductionMovedError, Roles
+from labstack.registry import ProductionMovedError, Roles, Rollout
 from labstack.store.audit import history
 from labstack.store.database import DatabaseError, connect
 from tests.conftest import Lab, free_port
+
+TENTH = Rollout(0.1, "split")
 
 
 def moves(engine: Engine, model: str) -> list[tuple[str, int | None, int | None]]:
@@ -79,9 +81,9 @@ def test_rollback_goes_to_previous_and_back(lab: Lab, engine: Engine, model: str
     with pytest.raises(RegistryError, match="no previous version"):
         registry.rollback(lab.registry, engine, model, reason="bad")
     registry.promote(lab.registry, engine, model, 2, reason="second")
-    assert registry.rollback(lab.registry, engine, model, reason="bad") == 1
+    assert registry.rollback(lab.registry, engine, model, reason="bad").production == 1
     assert registry.roles(lab.registry, model) == Roles(production=1, previous=2)
-    assert registry.rollback(lab.registry, engine, model, reason="not so bad") == 2
+    assert registry.rollback(lab.registry, engine, model, reason="not so bad").production == 2
     assert [move for move in moves(engine, model) if move[0] == "production"][-2:] == [
         ("production", 2, 1),
         ("production", 1, 2),
@@ -90,24 +92,65 @@ def test_rollback_goes_to_previous_and_back(lab: Lab, engine: Engine, model: str
 
 def test_a_canary_starts_and_stops(lab: Lab, engine: Engine, model: str) -> None:
     with pytest.raises(RegistryError, match="no production version"):
-        registry.start_canary(lab.registry, engine, model, 2, reason="try")
+        registry.start_canary(lab.registry, engine, model, 2, TENTH, reason="try")
     registry.promote(lab.registry, engine, model, 1, reason="first")
     with pytest.raises(RegistryError, match="is production"):
-        registry.start_canary(lab.registry, engine, model, 1, reason="try")
-    registry.start_canary(lab.registry, engine, model, 2, reason="try")
+        registry.start_canary(lab.registry, engine, model, 1, TENTH, reason="try")
+    registry.start_canary(lab.registry, engine, model, 2, TENTH, reason="try")
     with pytest.raises(RegistryError, match="the canary already"):
-        registry.start_canary(lab.registry, engine, model, 3, reason="try")
-    assert registry.roles(lab.registry, model) == Roles(production=1, canary=2)
+        registry.start_canary(lab.registry, engine, model, 3, TENTH, reason="try")
+    assert registry.roles(lab.registry, model) == Roles(1, 2, None, TENTH)
     registry.stop_canary(lab.registry, engine, model, reason="no good")
     with pytest.raises(RegistryError, match="no canary"):
         registry.stop_canary(lab.registry, engine, model, reason="no good")
     assert registry.roles(lab.registry, model) == Roles(production=1)
     assert moves(engine, model)[1:] == [("canary", None, 2), ("canary", 2, None)]
+    assert registry.ROLLOUT_TAG not in lab.registry.model(model).tags
+
+
+def test_the_rollout_of_a_canary_changes_and_is_recorded(lab: Lab, engine: Engine, model: str) -> None:
+    registry.promote(lab.registry, engine, model, 1, reason="first")
+    registry.start_canary(lab.registry, engine, model, 2, TENTH, reason="split 0.1")
+    half = Rollout(0.5, "shadow")
+    registry.start_canary(lab.registry, engine, model, 2, half, reason="shadow 0.5")
+    registry.start_canary(lab.registry, engine, model, 2, half, reason="once more")
+    assert registry.roles(lab.registry, model) == Roles(1, 2, None, half)
+    assert [move.reason for move in history(engine, model)] == ["shadow 0.5", "split 0.1", "first"]
+
+
+def test_a_canary_is_accepted(lab: Lab, engine: Engine, model: str) -> None:
+    registry.promote(lab.registry, engine, model, 1, reason="first")
+    with pytest.raises(RegistryError, match="no canary"):
+        registry.accept_canary(lab.registry, engine, model, reason="good")
+    registry.start_canary(lab.registry, engine, model, 2, TENTH, reason="try")
+    registry.accept_canary(lab.registry, engine, model, reason="good", who="me")
+    assert registry.roles(lab.registry, model) == Roles(production=2, previous=1)
+    assert {move.actor for move in history(engine, model)[:3]} == {"me"}
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "",
+        "[]",
+        "7",
+        '{"version": 3, "weight": 0.5, "mode": "split"}',
+        '{"version": 2, "weight": 1.5, "mode": "split"}',
+        '{"version": 2, "weight": 0.5, "mode": "maybe"}',
+        '{"version": 2, "weight": NaN, "mode": "split"}',
+        '{"version": 2, "mode": "split"}',
+    ],
+)
+def test_a_tag_that_does_not_speak_of_the_canary_is_none(lab: Lab, engine: Engine, model: str, tag: str) -> None:
+    registry.promote(lab.registry, engine, model, 1, reason="first")
+    lab.registry.set_alias(model, "canary", 2)
+    lab.registry.set_tag(model, registry.ROLLOUT_TAG, tag)
+    assert registry.roles(lab.registry, model) == Roles(1, 2)
 
 
 def test_a_canary_that_is_promoted_is_a_canary_no_more(lab: Lab, engine: Engine, model: str) -> None:
     registry.promote(lab.registry, engine, model, 1, reason="first")
-    registry.start_canary(lab.registry, engine, model, 2, reason="try")
+    registry.start_canary(lab.registry, engine, model, 2, TENTH, reason="try")
     registry.promote(lab.registry, engine, model, 2, reason="good")
     assert registry.roles(lab.registry, model) == Roles(production=2, previous=1)
 
@@ -127,6 +170,10 @@ def test_no_role_moves_unrecorded(lab: Lab, engine: Engine, model: str) -> None:
         ("promote", "set_alias", 1),
         ("promote", "set_alias", 2),
         ("promote", "delete_alias", 1),
+        ("promote", "delete_tag", 1),
+        ("accept_canary", "set_alias", 1),
+        ("accept_canary", "delete_alias", 1),
+        ("stop_canary", "delete_tag", 1),
         ("rollback", "set_alias", 1),
         ("rollback", "set_alias", 2),
     ],
@@ -136,14 +183,14 @@ def test_a_move_that_fails_midway_is_undone(
 ) -> None:
     registry.promote(lab.registry, engine, model, 1, reason="first")
     registry.promote(lab.registry, engine, model, 2, reason="second")
-    registry.start_canary(lab.registry, engine, model, 3, reason="try")
+    registry.start_canary(lab.registry, engine, model, 3, TENTH, reason="try")
     before, rows = registry.roles(lab.registry, model), moves(engine, model)
     failing = cast(MlflowRest, Failing(lab.registry, method, nth, applied=applied))
     with pytest.raises(RegistryUnreachableError):
         if move == "promote":
             registry.promote(failing, engine, model, 3, reason="cut")
         else:
-            registry.rollback(failing, engine, model, reason="cut")
+            getattr(registry, move)(failing, engine, model, reason="cut")
     assert registry.roles(lab.registry, model) == before
     assert moves(engine, model) == rows
 
@@ -176,7 +223,7 @@ def test_a_deleted_production_version_does_not_keep_others_from_the_role(lab: La
 def test_a_rollback_to_the_canary_ends_it(lab: Lab, engine: Engine, model: str) -> None:
     registry.promote(lab.registry, engine, model, 1, reason="first")
     registry.promote(lab.registry, engine, model, 2, reason="second")
-    registry.start_canary(lab.registry, engine, model, 1, reason="try the old one")
+    registry.start_canary(lab.registry, engine, model, 1, TENTH, reason="try the old one")
     registry.rollback(lab.registry, engine, model, reason="it is better")
     assert registry.roles(lab.registry, model) == Roles(production=1, previous=2)
 

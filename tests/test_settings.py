@@ -44,8 +44,14 @@ def test_the_manual_shows_the_default(name: str) -> None:
     if str(ROOT) in str(default):
         assert "/path/to/" in shown
     else:
-        assert shown == {None: "", True: "true", False: "false"}.get(
-            default, f"{default:g}" if isinstance(default, float) else str(default)
+        assert shown == (
+            ""
+            if default is None
+            else str(default).lower()
+            if isinstance(default, bool)
+            else f"{default:g}"
+            if isinstance(default, float)
+            else str(default)
         )
 
 

@@ -23,13 +23,18 @@ Matrix = npt.NDArray[np.float64]
 
 
 class Feature(BaseModel):
-    """A numeric input and the range it had in training, both ends included."""
+    """An input: a number, with the range it had in training, both ends included, or one of its categories.
+
+    In the matrix a category is its place among `categories`, and a missing value, where one is allowed, is NaN.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
-    minimum: float
-    maximum: float
+    minimum: float = 0.0
+    maximum: float = 0.0
+    categories: tuple[str, ...] = ()
+    missing: bool = False
 
 
 class Sample(BaseModel):
@@ -37,7 +42,7 @@ class Sample(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    input: dict[str, float]
+    input: dict[str, float | str | None]
     output: str | float
 
 
@@ -77,6 +82,26 @@ class Contract(BaseModel):
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return path
 
+    def breaks_with(self, other: "Contract") -> list[str]:
+        """What of the bodies that `other` takes, or of its answers, this contract does not keep to; nothing if all."""
+        broken = []
+        if self.task != other.task:
+            broken.append(f"its task is {self.task}, not {other.task}")
+        mine, theirs = ({feature.name: feature for feature in one.features} for one in (self, other))
+        broken += [f"it takes no field {name!r}" for name in theirs if name not in mine]
+        broken += [f"it needs the field {name!r}" for name in mine if name not in theirs]
+        for name in mine.keys() & theirs.keys():
+            now, before = mine[name], theirs[name]
+            if bool(now.categories) != bool(before.categories):
+                broken.append(f"{name!r} is a {'category' if now.categories else 'number'}")
+            elif gone := sorted(set(before.categories) - set(now.categories)):
+                broken.append(f"{name!r} knows no {', '.join(gone)}")
+            if before.missing and not now.missing:
+                broken.append(f"{name!r} may not be missing")
+        if set(self.classes) != set(other.classes):
+            broken.append(f"its classes are {', '.join(self.classes)}, not {', '.join(other.classes)}")
+        return broken
+
 
 class ContractError(Exception):
     """The input breaks the contract: `errors` is a list of (where, what is wrong), `count` how many there were."""
@@ -88,75 +113,141 @@ class ContractError(Exception):
         super().__init__(first if self.count == 1 else f"{first}; and {self.count - 1} more faults")
 
 
+Remarks = list[tuple[str, str]]  # (where, what)
+
+
 class Plan:
     """How rows become a matrix, compiled from a contract once."""
 
     def __init__(self, contract: Contract) -> None:
+        self._features = contract.features
         self._names = [feature.name for feature in contract.features]
         self._pick = itemgetter(*self._names, self._names[0])  # of two names at least it makes a tuple
         self._width = len(self._names)
+        self._plain = not any(feature.categories or feature.missing for feature in contract.features)
+        self._codes = [_codes(feature) for feature in contract.features]
+        self._minima, self._maxima = np.array(
+            [(0, len(f.categories) - 1) if f.categories else (f.minimum, f.maximum) for f in contract.features]
+        ).T.copy()
 
-    def matrix(self, rows: Sequence[Any], prefix: str = "") -> Matrix:
-        """The rows, JSON objects with a number for each feature, as a matrix of shape (rows, features).
+    def parse(self, rows: Sequence[Any], prefix: str = "") -> tuple[Matrix, Remarks]:
+        """The rows, JSON objects, as a matrix of shape (rows, features), and what lies beyond training's ranges.
 
-        `prefix` is what stands before a row's number in the place of an error, e.g. `instances` in `instances[2].age`;
+        `prefix` is what stands before a row's number in the place of a fault, e.g. `instances` in `instances[2].age`;
         without one the only row's fields stand alone. Raises ContractError that names every fault.
         """
+        matrix = self._quickly(rows)
+        if matrix is None:  # something may be wrong: find out what, row by row
+            matrix = self._row_by_row(rows, prefix)
+        inside = (matrix >= self._minima) & (matrix <= self._maxima)
+        return matrix, [] if inside.all() else self._outside(matrix, inside, prefix)
+
+    def inputs(self, matrix: Matrix) -> list[dict[str, Any]]:
+        """The rows that a matrix was made from, for the log."""
+        rows = [dict(zip(self._names, row, strict=True)) for row in matrix.tolist()]
+        for feature in self._features if not self._plain else ():
+            for row in rows:
+                value = row[feature.name]
+                missing = math.isnan(value)
+                row[feature.name] = None if missing else feature.categories[int(value)] if feature.categories else value
+        return rows
+
+    def _quickly(self, rows: Sequence[Any]) -> Matrix | None:
+        """The matrix of rows without a fault; None where there may be one."""
         try:
             picked = list(map(self._pick, rows))
-            if (
-                {dict}.issuperset(map(type, rows))
-                and {self._width}.issuperset(map(len, rows))
-                and {float, int}.issuperset(map(type, chain.from_iterable(picked)))
-            ):
+            if not ({dict}.issuperset(map(type, rows)) and {self._width}.issuperset(map(len, rows))):
+                return None
+            if self._plain:
+                if not {float, int}.issuperset(map(type, chain.from_iterable(picked))):
+                    return None
                 matrix = np.array(picked, np.float64)[:, :-1]
-                if matrix.min() >= -LARGEST and matrix.max() <= LARGEST:  # false where a number is none
-                    return matrix
-        except (KeyError, TypeError, OverflowError):
-            pass  # something is wrong: find out what, row by row
-        return _matrix_or_faults(self._names, rows, prefix)
+                # false where a number is none
+                return matrix if matrix.min() >= -LARGEST and matrix.max() <= LARGEST else None
+            matrix = np.empty((len(rows), self._width))
+            columns = zip(*picked, strict=True)  # one more than features
+            for number, (feature, codes) in enumerate(zip(self._features, self._codes, strict=True)):
+                matrix[:, number] = _column(feature, codes, next(columns))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
+        return matrix
+
+    def _row_by_row(self, rows: Sequence[Any], prefix: str) -> Matrix:
+        known = set(self._names)
+        matrix = np.empty((len(rows), self._width))
+        errors: Remarks = []
+        for number, row in enumerate(rows):
+            place = f"{prefix}[{number}]" if prefix else ""
+            if not isinstance(row, dict):
+                fields = ", ".join(self._names)
+                errors.append((place or "body", f"is {_kind(row)}; an object with the fields {fields} is needed"))
+                continue
+            dot = "." if place else ""
+            for column, (feature, codes) in enumerate(zip(self._features, self._codes, strict=True)):
+                value = row.get(feature.name, _MISSING)
+                fault = _fault(value, feature)
+                if fault is None:
+                    matrix[number, column] = codes[value] if codes and isinstance(value, str | None) else value
+                else:
+                    errors.append((f"{place}{dot}{feature.name}", fault))
+            if not known.issuperset(row):
+                errors += [(f"{place}{dot}{name}", "is not a field of this model") for name in row if name not in known]
+        if errors:
+            raise ContractError(errors)
+        return matrix
+
+    def _outside(self, matrix: Matrix, inside: npt.NDArray[np.bool_], prefix: str) -> Remarks:
+        remarks = []
+        for number, column in np.argwhere(~inside & ~np.isnan(matrix))[:MAX_REPORTED_ERRORS].tolist():
+            feature = self._features[column]
+            place = f"{prefix}[{number}]." if prefix else ""
+            value = matrix[number, column]
+            seen = f"outside {feature.minimum:g} to {feature.maximum:g}, the range of training"
+            remarks.append((f"{place}{feature.name}", f"is {value:g}, {seen}"))
+        return remarks
 
 
-def _matrix_or_faults(features: list[str], rows: Sequence[Any], prefix: str) -> Matrix:
-    known = set(features)
-    matrix = np.empty((len(rows), len(features)))
-    errors: list[tuple[str, str]] = []
-    for number, row in enumerate(rows):
-        place = f"{prefix}[{number}]" if prefix else ""
-        if not isinstance(row, dict):
-            errors.append(
-                (place or "body", f"is {_kind(row)}; an object with the fields {', '.join(features)} is needed")
-            )
-            continue
-        dot = "." if place else ""
-        for column, name in enumerate(features):
-            value = row.get(name, _MISSING)
-            fault = _fault(value)
-            if fault is None:
-                matrix[number, column] = value
-            else:
-                errors.append((f"{place}{dot}{name}", fault))
-        if len(row) > len(features) or not known.issuperset(row):
-            errors += [(f"{place}{dot}{name}", "is not a field of this model") for name in row if name not in known]
-    if errors:
-        raise ContractError(errors)
-    return matrix
+def _codes(feature: Feature) -> dict[str | None, float]:
+    """What stands in the matrix for values that are no numbers."""
+    codes: dict[str | None, float] = {name: float(code) for code, name in enumerate(feature.categories)}
+    return codes | ({None: math.nan} if feature.missing else {})
+
+
+def _column(feature: Feature, codes: dict[str | None, float], cells: tuple[Any, ...]) -> Sequence[float] | Matrix:
+    """A column's cells as numbers. Raises KeyError, TypeError, ValueError or OverflowError when one is at fault."""
+    if feature.categories:
+        return [codes[cell] for cell in cells]
+    if not {float, int, *map(type, codes)}.issuperset(map(type, cells)):
+        raise TypeError
+    numbers = np.array(cells, np.float64)  # None becomes NaN
+    if np.isnan(numbers).sum() != cells.count(None) or (np.abs(numbers) > LARGEST).any():
+        raise ValueError
+    return numbers
 
 
 _MISSING = object()
 
 
-def _fault(value: object) -> str | None:
-    """What keeps a JSON value from being a number, or None."""
-    if type(value) is float:
-        if not math.isfinite(value):
-            return f"is {value}; a finite number is needed"
-        return None if abs(value) <= LARGEST else "is too large a number"
-    if type(value) is int:
-        return None if abs(value) <= LARGEST else "is too large a number"
+def _fault(value: object, feature: Feature) -> str | None:
+    """What keeps a JSON value from being one of a feature, or None."""
+    if value is None and feature.missing:
+        return None
     if value is _MISSING:
         return "is missing"
+    if feature.categories:
+        if isinstance(value, str):
+            return None if value in feature.categories else f"is none of {_shown(feature.categories)}"
+        return f"is {_kind(value)}; one of {_shown(feature.categories)} is needed"
+    if type(value) is float and not math.isfinite(value):
+        return f"is {value}; a finite number is needed"
+    if type(value) is float or type(value) is int:
+        return None if abs(value) <= LARGEST else "is too large a number"
     return f"is {_kind(value)}; a number is needed"
+
+
+def _shown(names: Sequence[str]) -> str:
+    """As many names as people read."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _kind(value: object) -> str:

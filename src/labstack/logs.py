@@ -1,14 +1,22 @@
-"""Logging: one JSON object a line, or readable lines where a person watches; the same for every library's records."""
+"""Logging: one JSON object a line, or readable lines where a person watches; the same for every library's records.
+
+Several workers write to one pipe. What is written at once is whole lines of PIPE_BUF bytes at most, which the kernel
+never mixes; so a longer line is shortened.
+"""
 
 import logging
 import logging.config
+import select
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import orjson
 import structlog
+
+from labstack.background import Background
 
 # what MLflow warns of when it is imported; that it misses pip, which nothing here needs; each retry of a call; how
 # alembic goes about a migration
@@ -19,13 +27,78 @@ NOISE = (
     "alembic",
 )
 FIRST = ("timestamp", "level", "message")
+LINE_BYTES = select.PIPE_BUF - 1
+WAITING_LINES = 10_000
 
-_to: dict[str, TextIO] = {"stream": sys.stdout}
+
+class Output:
+    """Where lines go: straight to a stream, or by a thread of its own, so that nobody waits for a reader."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._background: Background[str] | None = None
+
+    def put(self, line: str) -> None:
+        if self._background is None:
+            self._write([line])
+        else:
+            self._background.put(line)
+
+    def start(self, dropped: Callable[[], None]) -> None:
+        """Write by a thread from now on; `dropped` is called for each line that is not written, as too many wait."""
+        self._background = Background("logs", self._write, dropped, WAITING_LINES)
+        self._background.start()
+
+    def stop(self) -> None:
+        """Write what waits, and straight to the stream from then on."""
+        if self._background is not None:
+            self._background.stop(seconds=3)
+            self._background = None
+
+    def _write(self, lines: list[str]) -> None:
+        together = ""
+        for line in lines:
+            if together and len((together + line).encode()) > LINE_BYTES:
+                self._put_out(together)
+                together = ""
+            together += line + "\n"
+        self._put_out(together)
+
+    def _put_out(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):  # nobody reads any more, or the disk is full: no reason to stop the service
+            pass
+
+
+class Handler(logging.Handler):
+    """Sends the standard library's records to the output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        output.put(self.format(record))
+
+
+output = Output(sys.stdout)
 
 
 def _to_json(event: dict[str, Any], **_: Any) -> str:
-    ordered = {name: event.pop(name) for name in FIRST if name in event} | event
-    return orjson.dumps(ordered, default=str, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    fields = {name: event.pop(name) for name in FIRST if name in event} | event
+    text = _dumps(fields)
+    if len(text) > LINE_BYTES:
+        sizes = {name: len(_dumps(value)) for name, value in fields.items()}
+        fields["shortened"] = True
+        for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
+            value = fields[name]  # of a text, as a traceback, the end says most
+            fields[name] = f"… {value[-1000:]}" if isinstance(value, str) else f"{sizes[name]} bytes, left out"
+            text = _dumps(fields)
+            if len(text) <= LINE_BYTES:
+                break
+    return text.decode()
+
+
+def _dumps(value: object) -> bytes:
+    return orjson.dumps(value, default=str, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def configure(level: str, stream: TextIO = sys.stdout) -> None:
@@ -46,8 +119,8 @@ def configure(level: str, stream: TextIO = sys.stdout) -> None:
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]
     )
-    _to["stream"] = stream
-    handler = logging.StreamHandler(stream)
+    output.stream = stream
+    handler = Handler()
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -76,10 +149,8 @@ def write(level: str, message: str, fields: dict[str, Any]) -> None:
     number = logging.getLevelNamesMapping()[level.upper()]
     if not logging.getLogger().isEnabledFor(number):
         return
-    stream = _to["stream"]
-    if stream.isatty():
+    if output.stream.isatty():
         structlog.get_logger().log(number, message, **fields)
         return
     line = {"timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"), "level": level, "message": message}
-    stream.write(_to_json(line | fields) + "\n")
-    stream.flush()
+    output.put(_to_json(line | fields))

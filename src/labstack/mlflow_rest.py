@@ -48,6 +48,14 @@ class Version:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A registered model's aliases, each with its version's number, and its tags."""
+
+    aliases: Mapping[str, int]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Run:
     """A run's parameters and last metrics."""
 
@@ -77,26 +85,32 @@ class MlflowRest:
         elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
             self._session.auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
 
-    def models(self) -> dict[str, dict[str, int]]:
-        """The aliases of every registered model, each with its version's number."""
-        found: dict[str, dict[str, int]] = {}
+    def models(self) -> dict[str, Model]:
+        """Every registered model, by name."""
+        found: dict[str, Model] = {}
         token = ""
         while True:
             page = self._call("GET", "registered-models/search", max_results=1000, page_token=token)
-            found |= {model["name"]: _aliases(model) for model in page.get("registered_models", ())}
+            found |= {model["name"]: _model(model) for model in page.get("registered_models", ())}
             token = page.get("next_page_token", "")
             if not token:
                 return found
 
-    def aliases(self, model: str) -> dict[str, int]:
-        """One model's aliases. Raises NotThereError when there is no such model."""
-        return _aliases(self._call("GET", "registered-models/get", name=model)["registered_model"])
+    def model(self, name: str) -> Model:
+        """One registered model. Raises NotThereError when there is none of that name."""
+        return _model(self._call("GET", "registered-models/get", name=name)["registered_model"])
 
     def set_alias(self, model: str, alias: str, number: int) -> None:
         self._call("POST", "registered-models/alias", name=model, alias=alias, version=str(number))
 
     def delete_alias(self, model: str, alias: str) -> None:
         self._call("DELETE", "registered-models/alias", name=model, alias=alias)
+
+    def set_tag(self, model: str, tag: str, value: str) -> None:
+        self._call("POST", "registered-models/set-tag", name=model, key=tag, value=value)
+
+    def delete_tag(self, model: str, tag: str) -> None:
+        self._call("DELETE", "registered-models/delete-tag", name=model, key=tag)
 
     def version(self, model: str, number: int) -> Version:
         """One version's record. Raises NotThereError when there is none, or none any more."""
@@ -156,10 +170,13 @@ class MlflowRest:
             code, message = fault["error_code"], str(fault["message"])
         except (ValueError, KeyError, TypeError):
             code, message = "", f"The MLflow server at {self.shown_url} refuses, with status {answer.status_code}."
-        if code == "RESOURCE_DOES_NOT_EXIST" or answer.status_code == 404:
+        if code == "RESOURCE_DOES_NOT_EXIST":  # a 404 by itself may come from whatever else answers there
             raise NotThereError(message)
         raise RegistryError(message)
 
 
-def _aliases(model: Mapping[str, Any]) -> dict[str, int]:
-    return {alias["alias"]: int(alias["version"]) for alias in model.get("aliases", ())}
+def _model(found: Mapping[str, Any]) -> Model:
+    return Model(
+        {alias["alias"]: int(alias["version"]) for alias in found.get("aliases", ())},
+        {tag["key"]: tag.get("value", "") for tag in found.get("tags", ())},
+    )

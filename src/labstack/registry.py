@@ -5,25 +5,31 @@ through the functions here. On SQLite one move at a time holds our database's wr
 aliases to its audit rows, so that two never interleave. The rows are written before the aliases are moved and
 committed after; a move that fails puts the aliases back. Whatever moved a role behind the audit's back, a person in
 the MLflow page or a move that was killed, is noted with the next move, so that each role's rows form a chain.
+
+How a canary gets its requests stands in the registry too, in a tag of its model, so that every replica sees the same.
 """
 
 import getpass
+import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from types import EllipsisType
+from typing import Literal
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from labstack.mlflow_rest import MlflowRest, NotThereError, RegistryError, RegistryUnreachableError, Version
+from labstack.mlflow_rest import MlflowRest, Model, NotThereError, RegistryError, RegistryUnreachableError, Version
 from labstack.store.audit import RoleMove
 from labstack.store.database import writing
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
+ROLLOUT_TAG = "labstack.canary"
 
 
 class ProductionMovedError(RegistryError):
@@ -31,12 +37,27 @@ class ProductionMovedError(RegistryError):
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """How a canary gets its requests: a share of them, from 0 to 1, that it answers, or predicts beside production."""
+
+    weight: float
+    mode: Literal["split", "shadow"]
+
+    def __str__(self) -> str:
+        return f"{self.mode} {self.weight:g}"
+
+
+@dataclass(frozen=True)
 class Roles:
-    """The version of each role of one model; None where no version has it."""
+    """The version of each role of one model; None where no version has it.
+
+    `rollout` is None when there is no canary, and when its alias was set by other means than ours.
+    """
 
     production: int | None = None
     canary: int | None = None
     previous: int | None = None
+    rollout: Rollout | None = None
 
 
 def wait(client: MlflowRest, seconds: float) -> None:
@@ -55,14 +76,14 @@ def wait(client: MlflowRest, seconds: float) -> None:
 def roles(client: MlflowRest, model: str) -> Roles:
     """The roles of one model; all None when the registry does not know it."""
     try:
-        return _roles(client.aliases(model))
+        return _roles(client.model(model))
     except NotThereError:
         return Roles()
 
 
 def all_roles(client: MlflowRest) -> dict[str, Roles]:
     """The roles of every registered model."""
-    return {model: _roles(aliases) for model, aliases in client.models().items()}
+    return {name: _roles(model) for name, model in client.models().items()}
 
 
 def living_production(client: MlflowRest, model: str) -> Version | None:
@@ -78,6 +99,7 @@ def promote(
     *,
     reason: str,
     instead_of: int | EllipsisType | None = ...,
+    who: str = "",
 ) -> None:
     """Make a version production; the one it takes the place of becomes `previous`. A canary that is promoted ends.
 
@@ -92,49 +114,63 @@ def promote(
         if instead_of is not ... and outgoing != instead_of:
             raise ProductionMovedError(f"Production of {model!r} is version {outgoing} by now, not {instead_of}.")
         _require_ready(client, model, number)
-        return Roles(number, None if now.canary == number else now.canary, outgoing)
+        return _without_double_canary(replace(now, production=number, previous=outgoing))
 
-    _move(client, engine, model, change, reason)
+    _move(client, engine, model, change, reason, who)
 
 
-def rollback(client: MlflowRest, engine: Engine, model: str, *, reason: str) -> int:
-    """Make `previous` production again, and today's production `previous`. The version now in production."""
+def rollback(client: MlflowRest, engine: Engine, model: str, *, reason: str, who: str = "") -> Roles:
+    """Make `previous` production again, and today's production `previous`. The roles then."""
 
     def change(now: Roles) -> Roles:
         if now.previous is None or now.previous == now.production:
             raise RegistryError(f"The model {model!r} has no previous version to go back to.")
         _require_ready(client, model, now.previous)
-        canary = None if now.canary == now.previous else now.canary
-        return Roles(now.previous, canary, now.production if _living(client, model, now.production) else None)
+        outgoing = now.production if _living(client, model, now.production) else None
+        return _without_double_canary(replace(now, production=now.previous, previous=outgoing))
 
-    return _move(client, engine, model, change, reason).production or 0
+    return _move(client, engine, model, change, reason, who)
 
 
-def start_canary(client: MlflowRest, engine: Engine, model: str, number: int, *, reason: str) -> None:
-    """Make a version the canary beside production."""
+def start_canary(
+    client: MlflowRest, engine: Engine, model: str, number: int, rollout: Rollout, *, reason: str, who: str = ""
+) -> Roles:
+    """Make a version the canary beside production, or change the rollout of the one that is. The roles then."""
 
     def change(now: Roles) -> Roles:
         if now.production is None:
             raise RegistryError(f"The model {model!r} has no production version for a canary to stand beside.")
         if number == now.production:
             raise RegistryError(f"Version {number} of {model!r} is production; a canary is another version.")
-        if now.canary is not None:
+        if now.canary not in (None, number):
             raise RegistryError(f"Version {now.canary} of {model!r} is the canary already; accept or reject it first.")
-        _require_ready(client, model, number)
-        return replace(now, canary=number)
+        if now.canary is None:
+            _require_ready(client, model, number)
+        return replace(now, canary=number, rollout=rollout)
 
-    _move(client, engine, model, change, reason)
+    return _move(client, engine, model, change, reason, who)
 
 
-def stop_canary(client: MlflowRest, engine: Engine, model: str, *, reason: str) -> None:
-    """Take the canary's role from it."""
+def accept_canary(client: MlflowRest, engine: Engine, model: str, *, reason: str, who: str = "") -> Roles:
+    """Make the canary production; the one it takes the place of becomes `previous`. The roles then."""
 
     def change(now: Roles) -> Roles:
-        if now.canary is None:
-            raise RegistryError(f"The model {model!r} has no canary.")
-        return replace(now, canary=None)
+        number = _require_canary(model, now)
+        _require_ready(client, model, number)
+        outgoing = now.production if _living(client, model, now.production) else None
+        return Roles(number, None, outgoing)
 
-    _move(client, engine, model, change, reason)
+    return _move(client, engine, model, change, reason, who)
+
+
+def stop_canary(client: MlflowRest, engine: Engine, model: str, *, reason: str, who: str = "") -> Roles:
+    """Take the canary's role from it. The roles then."""
+
+    def change(now: Roles) -> Roles:
+        _require_canary(model, now)
+        return replace(now, canary=None, rollout=None)
+
+    return _move(client, engine, model, change, reason, who)
 
 
 def actor() -> str:
@@ -146,51 +182,84 @@ def actor() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _move(client: MlflowRest, engine: Engine, model: str, change: Callable[[Roles], Roles], reason: str) -> Roles:
+def _move(
+    client: MlflowRest, engine: Engine, model: str, change: Callable[[Roles], Roles], reason: str, who: str
+) -> Roles:
     """Move the roles to what `change` makes of them as they are; the roles then. `change` raises to refuse."""
     with writing(engine) as session:
         before = roles(client, model)
         after = change(before)
-        _record(session, model, _recorded(session, model), before, "unknown", "found moved, by none of our moves")
-        _record(session, model, before, after, actor(), reason)
+        recorded = replace(_recorded(session, model), rollout=before.rollout)
+        _record(session, model, recorded, before, "unknown", "found moved, by none of our moves")
+        _record(session, model, before, after, who or actor(), reason)
         session.flush()
-        changed = [role for role in ROLES if getattr(before, role) != getattr(after, role)]
         try:
-            for role in changed:  # production, which is served, comes first
-                _set_alias(client, model, role, getattr(after, role))
+            for call in _calls(client, model, before, after):
+                call()
         except BaseException:
-            for role in changed:
+            for call in _calls(client, model, after, before):
                 with suppress(RegistryError):
-                    _set_alias(client, model, role, getattr(before, role))
+                    call()
             raise
     return after
 
 
-def _set_alias(client: MlflowRest, model: str, role: str, number: int | None) -> None:
-    if number is None:
-        client.delete_alias(model, role)
-    else:
-        client.set_alias(model, role, number)
+def _calls(client: MlflowRest, model: str, before: Roles, after: Roles) -> Iterator[Callable[[], None]]:
+    """The registry's calls that lead from one state of the roles to another."""
+    if after.rollout is not None and after.rollout != before.rollout:  # said before anybody follows the canary
+        said = json.dumps({"version": after.canary, **asdict(after.rollout)})
+        yield partial(client.set_tag, model, ROLLOUT_TAG, said)
+    for role in ROLES:  # production, which is served, comes first
+        number = getattr(after, role)
+        if number is not None and number != getattr(before, role):
+            yield partial(client.set_alias, model, role, number)
+        elif number is None and getattr(before, role) is not None:
+            yield partial(client.delete_alias, model, role)
+    if after.rollout is None and before.rollout is not None:
+        yield partial(client.delete_tag, model, ROLLOUT_TAG)
 
 
 def _recorded(session: Session, model: str) -> Roles:
     """The roles as the audit's last rows left them."""
     query = select(RoleMove).where(RoleMove.model == model).order_by(RoleMove.id)
-    return Roles(**{move.role: move.to_version for move in session.scalars(query)})
+    return Roles(**{move.role: move.to_version for move in session.scalars(query)})  # type: ignore[arg-type]
 
 
 def _record(session: Session, model: str, before: Roles, after: Roles, who: str, reason: str) -> None:
-    """One audit row for each role that goes from one version to another."""
+    """One audit row for each role that goes from one version to another, and for a canary whose rollout changes."""
     for role in ROLES:
         source, target = getattr(before, role), getattr(after, role)
-        if source != target:
+        if source != target or (role == CANARY and target and after.rollout not in (None, before.rollout)):
             session.add(
                 RoleMove(model=model, role=role, from_version=source, to_version=target, actor=who, reason=reason)
             )
 
 
-def _roles(aliases: dict[str, int]) -> Roles:
-    return Roles(**{role: aliases[role] for role in ROLES if role in aliases})
+def _roles(model: Model) -> Roles:
+    found = Roles(**{role: model.aliases[role] for role in ROLES if role in model.aliases})  # type: ignore[arg-type]
+    return replace(found, rollout=_rollout(model.tags.get(ROLLOUT_TAG, ""), found.canary))
+
+
+def _rollout(text: str, canary: int | None) -> Rollout | None:
+    """What a model's tag says of its canary; None when it speaks of another version, or says nothing that can be."""
+    try:
+        said = json.loads(text)
+        rollout = Rollout(float(said["weight"]), said["mode"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    sound = 0 <= rollout.weight <= 1 and rollout.mode in ("split", "shadow")
+    return rollout if sound and canary is not None and said.get("version") == canary else None
+
+
+def _without_double_canary(roles: Roles) -> Roles:
+    """The roles, without a canary that is production by now."""
+    return replace(roles, canary=None, rollout=None) if roles.canary == roles.production else roles
+
+
+def _require_canary(model: str, now: Roles) -> int:
+    if now.canary is None:
+        raise RegistryError(f"The model {model!r} has no canary.")
+    return now.canary
 
 
 def _living(client: MlflowRest, model: str, number: int | None) -> Version | None:

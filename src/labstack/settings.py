@@ -83,6 +83,12 @@ class Settings(BaseSettings):
         ROOT / ".lab" / "models", description="Where the API keeps the versions it fetched; .lab/models by default."
     )
     default_model_name: str = Field("iris", description="The model that answers at /predict.")
+    require_production_model: bool = Field(
+        False, description="Whether the API refuses to start while its default model has no production version."
+    )
+    include_model_info: bool = Field(
+        True, description="Whether each answer names the model, version, role and runtime that it comes from."
+    )
     startup_timeout_seconds: float = Field(
         120,
         gt=0,
@@ -92,9 +98,16 @@ class Settings(BaseSettings):
         3, gt=0, description="How often each worker asks the registry for its roles, jittered by a fifth."
     )
     reload_timeout_seconds: float = Field(30, gt=0, description="How long POST /admin/reload waits for every worker.")
+    canary_probability: float = Field(
+        0.1, ge=0, le=1, description="The share of requests that a canary gets when nobody says another."
+    )
+    mlflow_webhook_secret: SecretStr | None = Field(
+        None, description="The secret of an MLflow webhook to /hooks/mlflow; without one the endpoint is off."
+    )
     max_request_rows: int = Field(10_000, ge=1, description="Rows that one prediction request may hold.")
     max_request_bytes: int = Field(4_194_304, ge=1, description="Bytes that one request's body may hold.")
-    log_inputs: bool = Field(True, description="Whether the log line of a prediction holds its input.")
+    log_inputs: bool = Field(True, description="Whether the log line of a prediction holds its input, and input_stats.")
+    log_predictions: float = Field(1, ge=0, le=1, description="The share of predictions that are logged.")
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -103,7 +103,7 @@ def test_a_look_that_began_before_the_reload_does_not_count(
     assert state.generation < raised[0]
     service.follower.sync()
     [state] = service.control.states()
-    assert (state.generation, state.versions[model]) == (raised[0], 2)
+    assert (state.generation, state.roles[model]) == (raised[0], {"production": 2})
 
 
 def test_a_start_is_in_the_control_folder_before_the_first_look(
@@ -129,7 +129,7 @@ def test_the_worker_that_is_told_of_a_promotion_serves_it(lab: Lab, model: str) 
     service.start()
     try:
         registry.promote(lab.registry, lab.engine, model, 2, reason="second")
-        assert app.test_client().post("/admin/reload").json["workers"][0]["models"][model] == 2
+        assert app.test_client().post("/admin/reload").json["workers"][0]["models"][model] == {"production": 2}
         assert app.test_client().post("/predict", json=IRIS_ROW).json["model"]["version"] == 2
     finally:
         service.stop()

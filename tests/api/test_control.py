@@ -18,7 +18,7 @@ def test_each_reload_raises_the_generation_by_one_even_at_once(tmp_path: Path) -
 
 def test_states_come_back_and_are_forgotten(tmp_path: Path) -> None:
     control = Control(tmp_path)
-    states = [WorkerState(1, 4, {"iris": 2}), WorkerState(22, -1, {}, ("not reached",))]
+    states = [WorkerState(1, 4, {"iris": {"production": 2}}), WorkerState(22, -1, {}, ("not reached",))]
     for state in reversed(states):
         control.report(state)
     assert control.states() == states
@@ -29,7 +29,7 @@ def test_states_come_back_and_are_forgotten(tmp_path: Path) -> None:
 
 def test_readers_never_see_half_a_state(tmp_path: Path) -> None:
     control = Control(tmp_path)
-    long = WorkerState(os.getpid(), 1, {f"model_{number}": number for number in range(1000)})
+    long = WorkerState(os.getpid(), 1, {f"model_{number}": {"production": number} for number in range(1000)})
     control.report(long)
     with ThreadPoolExecutor(2) as pool:
         writer = pool.submit(lambda: list(map(control.report, [long] * 200)))

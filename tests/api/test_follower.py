@@ -215,7 +215,7 @@ def test_a_vanished_cache_is_filled_again(service: Service, lab: Lab, model: str
 def test_predictions_warn_of_nothing(service: Service) -> None:
     """A scikit-learn model that was fitted on a frame warns at each array, unless it is told not to."""
     served = service.lineup("iris").production.served
-    assert served.predictor.predict(Plan(served.contract).matrix([IRIS_ROW])).outputs == ["setosa"]
+    assert served.predictor.predict(Plan(served.contract).parse([IRIS_ROW])[0]).outputs == ["setosa"]
 
 
 def test_without_a_registry_a_worker_serves_what_was_served_last(service: Service, lab: Lab) -> None:
@@ -224,7 +224,7 @@ def test_without_a_registry_a_worker_serves_what_was_served_last(service: Servic
     cold = create_app(settings)
     follower = cold.extensions["labstack"].follower
     follower.sync()
-    assert follower.versions == service.follower.versions
+    assert follower.roles == service.follower.roles
     answer = cold.test_client().post("/predict", json=IRIS_ROW).json
     assert (answer["prediction"]["class"], answer["model"]["version"]) == ("setosa", 1)
     health = cold.test_client().get("/health").json
@@ -237,14 +237,14 @@ def test_without_a_registry_a_worker_serves_what_was_served_last(service: Servic
 def test_what_was_taken_from_production_is_not_remembered(service: Service, lab: Lab, model: str) -> None:
     registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     service.follower.sync()
-    assert model in service.follower.versions
+    assert model in service.follower.roles
     lab.client.delete_registered_model_alias(model, "production")
     service.follower.sync()
     away = f"http://localhost:{free_port()}"
     cold = create_app(lab.settings(api_cache_dir=service.settings.api_cache_dir, mlflow_tracking_uri=away))
     cold.extensions["labstack"].follower.sync()
-    assert model not in cold.extensions["labstack"].follower.versions
-    assert "iris" in cold.extensions["labstack"].follower.versions
+    assert model not in cold.extensions["labstack"].follower.roles
+    assert "iris" in cold.extensions["labstack"].follower.roles
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '[{"record": {}}]', "[1]", '{"a": 1}'])
@@ -253,7 +253,7 @@ def test_a_note_of_what_was_served_that_is_damaged_is_none(service: Service, lab
     away = f"http://localhost:{free_port()}"
     cold = create_app(lab.settings(api_cache_dir=service.settings.api_cache_dir, mlflow_tracking_uri=away))
     cold.extensions["labstack"].follower.sync()
-    assert cold.extensions["labstack"].follower.versions == {}
+    assert cold.extensions["labstack"].follower.roles == {}
 
 
 def test_patience_doubles_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,7 @@ def test_both_are_recorded_alike(app: Flask, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(app.extensions["labstack"].recorder, "put", records.append)
     both(app, "/models/iris/predict", json=IRIS_ROW)
     hot, flask = records
-    assert (hot.endpoint, hot.request_id, hot.role) == (flask.endpoint, flask.request_id, flask.role)
-    assert hot.endpoint == "/models/iris/predict"
+    assert (hot.endpoint, hot.path, hot.request_id) == (flask.endpoint, flask.path, flask.request_id)
+    assert (hot.endpoint, hot.path) == ("/models/<model>/predict", "/models/iris/predict")
+    assert hot.role is flask.role
     assert 0 < hot.latency_ms < 1000

@@ -13,7 +13,7 @@ from tests.conftest import Lab, free_port
 def test_the_welcome_names_the_way_on(app: Flask) -> None:
     answer = app.test_client().get("/").json
     assert answer["message"] == "Welcome to the API service!"
-    assert answer["models"]["iris"] == 1
+    assert answer["models"]["iris"] == {"production": 1}
     for path in ("predict", "model_info", "health", "ready"):
         assert app.test_client().open(answer["links"][path], method="OPTIONS").status_code == 200
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from labstack import registry
 from labstack.api.app import create_app
+from labstack.registry import Rollout
 from tests.conftest import IRIS_ROW, Lab
 
 STUDENT_ROW = {"hours_studied": 10.9, "sleep_hours": 6.6, "attendance_percent": 55.9, "previous_scores": 75.6}
@@ -168,7 +169,7 @@ def test_without_a_production_version_the_command_to_run_is_named(lab: Lab, mode
 
 def test_only_production_is_served(lab: Lab, app: Flask, model: str) -> None:
     registry.promote(lab.registry, lab.engine, model, 1, reason="first")
-    registry.start_canary(lab.registry, lab.engine, model, 2, reason="try")
+    registry.start_canary(lab.registry, lab.engine, model, 2, Rollout(0.1, "split"), reason="try")
     follower = app.extensions["labstack"].follower
     follower.sync()
     assert app.test_client().post(f"/models/{model}/predict", json=IRIS_ROW).json["model"]["version"] == 1

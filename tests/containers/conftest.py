@@ -120,7 +120,7 @@ class Stack:
 
     def version(self) -> Any:
         """The version of iris that the API serves, if any."""
-        return answers(self.api) and ask(self.api).json["models"].get("iris")
+        return answers(self.api) and ask(self.api).json["models"].get("iris", {}).get("production")
 
     def serves(self, version: int) -> None:
         """Wait until the API serves a version of iris by itself, and then until each of its workers does."""

@@ -70,7 +70,7 @@ def test_after_a_reload_no_worker_answers_with_the_old_version(lab: Lab, tmp_pat
             registry.promote(lab.registry, lab.engine, model, version, reason="next")
             reload = ask(f"{api.url}/admin/reload", b"", "POST")
             assert reload.status == 200, reload.text
-            assert [worker["models"][model] for worker in reload.json["workers"]] == [version, version]
+            assert [worker["models"][model] for worker in reload.json["workers"]] == [{"production": version}] * 2
             answered = {ask(f"{api.url}/predict", IRIS_ROW).json["model"]["version"] for _ in range(20)}
             assert answered == {version}
 

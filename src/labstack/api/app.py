@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from flask import Flask, Response, g, request
+from flask import Flask
 from flask.json.provider import JSONProvider
 
-from labstack.api import problems
-from labstack.api.hot_lane import HotLane, request_id
+from labstack.api import problems, request
+from labstack.api.hot_lane import HotLane
 from labstack.api.recorder import Recorder
-from labstack.api.routes import admin, info, predict
+from labstack.api.routes import admin, hooks, info, predict
 from labstack.api.service import Service
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
+from labstack.mlflow_rest import MlflowRest
 from labstack.settings import Settings
 
 
@@ -35,21 +36,12 @@ def create_app(settings: Settings) -> Flask:
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     control = Control(Path(tempfile.gettempdir()) / f"labstack-api-{os.getuid()}-{settings.api_port}")
-    service = Service(settings, control, Follower(settings, control), Recorder(settings.log_inputs))
+    client = MlflowRest(settings.mlflow_tracking_uri, timeout_seconds=5, retries=1)
+    service = Service(settings, control, client, Follower(settings, control, client), Recorder(settings))
     app.extensions["labstack"] = service
+    request.register(app)
     problems.register(app)
-    for module in (info, predict, admin):
+    for module in (info, predict, admin, hooks):
         app.register_blueprint(module.blueprint)
-    app.before_request(_name_request)
-    app.after_request(_send_request_id)
     app.wsgi_app = HotLane(service, app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation shows
     return app
-
-
-def _name_request() -> None:
-    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
-
-
-def _send_request_id(response: Response) -> Response:
-    response.headers["X-Request-Id"] = g.request_id
-    return response

@@ -11,7 +11,8 @@ from gunicorn.config import Config
 from gunicorn.workers.base import Worker
 
 from labstack import logs, settings
-from labstack.api.worker import forget
+from labstack.api import metrics
+from labstack.api.worker import assign, forget
 
 if TYPE_CHECKING:
     from labstack.api.service import Service
@@ -46,9 +47,21 @@ logger_class = Logger
 
 def when_ready(server: Arbiter) -> None:
     """In the arbiter, before the first fork: collections must not touch, and so copy, the memory that workers share."""
-    _service(server.app.wsgi()).control.reset()
+    control = _service(server.app.wsgi()).control
+    control.reset()
+    metrics.begin(control.metrics)
     gc.collect()
     gc.freeze()
+
+
+def pre_fork(server: Arbiter, worker: Worker) -> None:
+    """In the arbiter."""
+    assign(worker, server.WORKERS.values())
+
+
+def post_fork(_server: Arbiter, worker: Worker) -> None:
+    """In the worker, first."""
+    metrics.take(worker.slot)
 
 
 def post_worker_init(worker: Worker) -> None:
@@ -65,6 +78,7 @@ def worker_exit(_server: Arbiter, worker: Worker) -> None:
 def child_exit(server: Arbiter, worker: Worker) -> None:
     """In the arbiter, however the worker ended: no reload waits for it any more."""
     forget(worker)
+    metrics.forget(worker.slot)
     _service(server.app.wsgi()).control.forget(worker.pid)
 
 

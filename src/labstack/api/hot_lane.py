@@ -13,7 +13,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import orjson
 
-from labstack.api.prediction import predict
+from labstack.api.prediction import Call, predict
 from labstack.api.service import Service
 from labstack.api.serving.lineup import Lineup
 
@@ -24,6 +24,11 @@ PREFIX, SUFFIX = "/models/", "/predict"
 def request_id(theirs: str) -> str:
     """The caller's id of a request when it sent a sane one, else a new one."""
     return theirs if SANE_REQUEST_ID.fullmatch(theirs) else uuid.uuid4().hex
+
+
+def sticky_key(header: str | None, body: bytes) -> bytes:
+    """What decides between production and canary: the caller's X-Canary-Key, as WSGI hands it over, else the body."""
+    return body if header is None else header.encode("latin-1")
 
 
 class HotLane:
@@ -37,7 +42,8 @@ class HotLane:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] == "POST" and environ.get("CONTENT_TYPE") == "application/json":
             started = time.perf_counter()
-            lineup = self._lineup(environ["PATH_INFO"])
+            path = environ["PATH_INFO"]
+            endpoint, lineup = self._asked(path)
             length = environ.get("CONTENT_LENGTH", "")
             if (
                 lineup is not None
@@ -47,8 +53,10 @@ class HotLane:
             ):
                 body = environ["wsgi.input"].read(int(length))
                 name = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
+                key = sticky_key(environ.get("HTTP_X_CANARY_KEY"), body)
                 try:
-                    answer = predict(self._service, lineup, orjson.loads(body), environ["PATH_INFO"], name, started)
+                    call = Call(endpoint, path, name, key, started)
+                    answer = predict(self._service, lineup, orjson.loads(body), call)
                 except Exception:  # whatever it is, Flask's lane meets it again and has the words for it
                     environ["wsgi.input"] = io.BytesIO(body)
                 else:
@@ -63,12 +71,11 @@ class HotLane:
                     return [answer]
         return self._other(environ, start_response)
 
-    def _lineup(self, path: str) -> Lineup | None:
-        """The lineup that a path asks for a prediction, if it is one."""
+    def _asked(self, path: str) -> tuple[str, Lineup | None]:
+        """The endpoint, and the lineup that a path asks for a prediction, if it is one."""
+        lineups = self._service.follower.lineups
         if path == SUFFIX:
-            model = self._service.settings.default_model_name
-        elif path.startswith(PREFIX) and path.endswith(SUFFIX):
-            model = path[len(PREFIX) : -len(SUFFIX)]
-        else:
-            return None
-        return self._service.follower.lineups.get(model)
+            return path, lineups.get(self._service.settings.default_model_name)
+        if path.startswith(PREFIX) and path.endswith(SUFFIX):
+            return "/models/<model>/predict", lineups.get(path[len(PREFIX) : -len(SUFFIX)])
+        return path, None

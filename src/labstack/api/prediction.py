@@ -1,64 +1,84 @@
-"""A prediction, from the body's JSON to the answer's: what the hot lane and Flask's routes share."""
+"""A prediction, from rows to outputs: what the hot lane and all of Flask's routes share."""
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from labstack.api.problems import Problem
-from labstack.api.recorder import Record
+from labstack.api.problems import PredictionFailedError, Problem
+from labstack.api.recorder import Record, Shadow
 from labstack.api.service import Service
-from labstack.api.serving.lineup import Lineup, Served
+from labstack.api.serving.lineup import Lineup, Role, Served
 from labstack.api.serving.predictor import Predictions
-from labstack.contract import ContractError
+from labstack.contract import ContractError, Remarks
 
 
-def predict(service: Service, lineup: Lineup, body: Any, endpoint: str, request_id: str, started: float) -> bytes:
-    """Predict the rows of a body, hand the prediction to the recorder; the answer's JSON.
+class Call(NamedTuple):
+    """The request that a prediction is for."""
 
-    `started` is the moment of `time.perf_counter` at which the request came. Raises Problem or ContractError.
+    endpoint: str  # the pattern of its path
+    path: str
+    request_id: str
+    key: bytes  # what decides between production and canary
+    started: float  # the moment of `time.perf_counter` at which it came
+
+
+class Predicted(NamedTuple):
+    """What a version predicted for a call's rows, and what it remarks of them."""
+
+    role: Role
+    predictions: Predictions
+    remarks: Remarks
+
+
+def predict(service: Service, lineup: Lineup, body: Any, call: Call) -> bytes:
+    """Predict the rows of a body in one of our own three forms; the answer's JSON. Raises as `run` does."""
+    rows, place = _rows(body)
+    role, predictions, remarks = run(service, lineup, rows, place, call)
+    results = results_of(role.served, predictions)
+    answer: dict[str, Any] = {"predictions": results} if place else {"prediction": results[0]}
+    return dumps(service, role, answer, remarks, call)
+
+
+def run(
+    service: Service, lineup: Lineup, rows: list[Any], place: str, call: Call, version: int | None = None
+) -> Predicted:
+    """Predict rows by the version that the call's key, or its own word, decides on, and hand it to the recorder.
+
+    `place` is what stands before a row's number in faults. Raises Problem, ContractError or PredictionFailedError.
     """
-    role = lineup.pick()
-    served = role.served
-    rows, place = _rows(body, service.settings.max_request_rows)
-    matrix = served.plan.matrix(rows, place)
-    predictions = served.predictor.predict(matrix)
-    results = _results(served, predictions)
-    answer = orjson.dumps(
-        {
-            **({"predictions": results} if place else {"prediction": results[0]}),
-            "model": role.block,
-            "request_id": request_id,
-        }
-    )
-    latency_ms = (time.perf_counter() - started) * 1000
-    service.recorder.put(Record(endpoint, request_id, latency_ms, served, role.name, matrix, predictions))
-    return answer
-
-
-def _rows(body: Any, limit: int) -> tuple[list[Any], str]:
-    """The rows of a body, and what stands before a row's number in errors; nothing for one object alone."""
-    if isinstance(body, dict) and isinstance(body.get("instances"), list):
-        rows, place = body["instances"], "instances"
-        if len(body) > 1:
-            unknown = [name for name in body if name != "instances"]
-            raise ContractError([(name, "is not known beside instances") for name in unknown])
-    elif isinstance(body, list):
-        rows, place = body, "rows"
-    elif isinstance(body, dict):
-        return [body], ""
-    else:
-        raise ContractError(
-            [("body", 'is a single value; an object, a list of objects or {"instances": [...]} is needed')]
-        )
     if not rows:
         raise ContractError([(place, "is empty; at least one row is needed")])
+    limit = service.settings.max_request_rows
     if len(rows) > limit:
         raise Problem(413, "too-many-rows", f"The body holds {len(rows):,} rows; at most {limit:,} (MAX_REQUEST_ROWS).")
-    return rows, place
+    role = lineup.pick(call.key) if version is None else service.role(lineup, version)
+    served = role.served
+    matrix, remarks = served.plan.parse(rows, place)
+    try:
+        predictions = served.predictor.predict(matrix)
+    except Exception as error:
+        raise PredictionFailedError(role) from error
+    latency_ms = (time.perf_counter() - call.started) * 1000
+    service.recorder.put(
+        Record(call.endpoint, call.path, call.request_id, latency_ms, role, matrix, remarks, predictions)
+    )
+    if lineup.canary is not None and (shadow := lineup.shadow(call.key)):
+        service.recorder.shadow(Shadow(shadow, matrix, predictions))
+    return Predicted(role, predictions, remarks)
 
 
-def _results(served: Served, predictions: Predictions) -> list[dict[str, Any]]:
+def dumps(service: Service, role: Role, answer: dict[str, Any], remarks: Remarks, call: Call) -> bytes:
+    """An answer as JSON, with what every answer says beside its predictions."""
+    if remarks:
+        answer["warnings"] = [{"field": field, "message": message} for field, message in remarks]
+    if service.settings.include_model_info:
+        answer["model"] = role.block
+    answer["request_id"] = call.request_id
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def results_of(served: Served, predictions: Predictions) -> list[dict[str, Any]]:
     """One result a row: a class with its confidence and all probabilities, or a value."""
     if served.contract.task == "regression":
         return [{"value": output} for output in predictions.outputs]
@@ -69,3 +89,17 @@ def _results(served: Served, predictions: Predictions) -> list[dict[str, Any]]:
         {"class": output, "confidence": max(row), "probabilities": dict(zip(classes, row, strict=True))}
         for output, row in zip(predictions.outputs, predictions.probabilities.tolist(), strict=True)
     ]
+
+
+def _rows(body: Any) -> tuple[list[Any], str]:
+    """The rows of a body, and what stands before a row's number in errors; nothing for one object alone."""
+    if isinstance(body, dict) and isinstance(body.get("instances"), list):
+        if len(body) > 1:
+            unknown = [name for name in body if name != "instances"]
+            raise ContractError([(name, "is not known beside instances") for name in unknown])
+        return body["instances"], "instances"
+    if isinstance(body, list):
+        return body, "rows"
+    if isinstance(body, dict):
+        return [body], ""
+    raise ContractError([("body", 'is a single value; an object, a list of objects or {"instances": [...]} is needed')])

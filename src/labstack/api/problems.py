@@ -8,7 +8,11 @@ import structlog
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from labstack.api import metrics
+from labstack.api.serving.lineup import Role
 from labstack.contract import ContractError
+from labstack.errors import LabError
+from labstack.mlflow_rest import NotThereError, RegistryError, RegistryUnreachableError
 
 log = structlog.get_logger(__name__)
 
@@ -24,10 +28,20 @@ class Problem(Exception):  # noqa: N818  # the word of RFC 9457
         self.errors = errors
 
 
+class PredictionFailedError(Exception):
+    """A version in a role failed to predict rows that were in order."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__(f"Version {role.served.version} of {role.served.model!r} failed to predict.")
+        self.role = role
+
+
 def register(app: Flask) -> None:
     """Give every error of the application the one shape."""
     app.register_error_handler(Problem, _answer)
     app.register_error_handler(ContractError, _from_contract)
+    app.register_error_handler(PredictionFailedError, _from_prediction)
+    app.register_error_handler(LabError, _from_lab)
     app.register_error_handler(HTTPException, _from_http)
     app.register_error_handler(Exception, _from_fault)
 
@@ -42,6 +56,7 @@ def _answer(problem: Problem) -> Response:
     }
     if problem.errors:
         body["errors"] = [{"field": field, "message": message} for field, message in problem.errors]
+    metrics.problems.labels(problem.kind).inc()
     level = log.error if problem.status >= 500 else log.warning
     level(
         "request failed",
@@ -56,6 +71,22 @@ def _answer(problem: Problem) -> Response:
 def _from_contract(error: ContractError) -> Response:
     shown = "" if len(error.errors) == error.count else f", of which {len(error.errors) - 1} are named"
     return _answer(Problem(422, "contract", f"{error}{shown}.", error.errors))
+
+
+def _from_prediction(error: PredictionFailedError) -> Response:
+    served = error.role.served
+    metrics.failures.labels(served.model, str(served.version), error.role.name).inc()
+    log.error("prediction failed", exc_info=error.__cause__, request_id=g.get("request_id"))
+    return _answer(Problem(500, "prediction", f"{error} The log says why, under this request id."))
+
+
+def _from_lab(error: LabError) -> Response:
+    """What an operator asked of the registry or of our database, and could not be done."""
+    if isinstance(error, NotThereError):
+        return _answer(Problem(404, "not-there", str(error)))
+    if isinstance(error, RegistryError) and not isinstance(error, RegistryUnreachableError):
+        return _answer(Problem(409, "refused", str(error)))
+    return _answer(Problem(503, "unavailable", str(error)))
 
 
 def _from_http(error: HTTPException) -> Response:

@@ -1,77 +1,164 @@
-"""The thread in each worker that turns finished predictions into log lines, off the request's path."""
+"""The thread in each worker that turns finished predictions into log lines and metrics, off the request's path.
 
-import queue
-import threading
-from dataclasses import dataclass
-from typing import Any
+A canary in shadow mode predicts in a thread of its own: it may be slow, and must delay neither callers nor the log.
+"""
 
+import math
+import random
+import time
+from collections import Counter
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import orjson
 import structlog
 
 from labstack import logs
-from labstack.api.serving.lineup import Served
+from labstack.api import metrics
+from labstack.api.serving.lineup import Role, Served
 from labstack.api.serving.predictor import Predictions
-from labstack.contract import Matrix
+from labstack.background import Background
+from labstack.contract import Contract, Matrix, Remarks
+from labstack.settings import Settings
 
 LOGGED_ROWS = 10  # of one request; a line of the log must stay one that people and collectors can read
+WAITING_RECORDS = 10_000
+WAITING_SHADOWS = 1_000
+WINDOW_ROWS = 1_000
+WINDOW_SECONDS = 1.0  # how old the statistics in a log line may be
+AGREEMENT = 0.05  # two values agree when they differ by at most this share of production's
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """A finished prediction."""
 
-    endpoint: str
+    endpoint: str  # the pattern of its path
+    path: str
     request_id: str
     latency_ms: float
-    served: Served
-    role: str
+    role: Role
+    matrix: Matrix
+    remarks: Remarks
+    predictions: Predictions
+
+
+class Shadow(NamedTuple):
+    """Rows that production has predicted, and the canary that is to predict them as well."""
+
+    canary: Served
     matrix: Matrix
     predictions: Predictions
 
 
+class Window:
+    """The last rows that a version predicted: mean and standard deviation of each feature that is a number."""
+
+    def __init__(self, contract: Contract) -> None:
+        self._columns = {f.name: number for number, f in enumerate(contract.features) if not f.categories}
+        self._rows = np.full((WINDOW_ROWS, len(contract.features)), np.nan)
+        self._next = 0
+        self._computed = -math.inf
+        self._stats = orjson.Fragment(b"{}")
+
+    def add(self, matrix: Matrix) -> None:
+        rows = matrix[-WINDOW_ROWS:]
+        end = self._next + len(rows)
+        if end <= WINDOW_ROWS:
+            self._rows[self._next : end] = rows
+        else:
+            self._rows[np.arange(self._next, end) % WINDOW_ROWS] = rows
+        self._next = end % WINDOW_ROWS
+
+    @property
+    def stats(self) -> orjson.Fragment:
+        """`{feature: {mean, std}}` as JSON, not much older than now; null where no row holds a value."""
+        now = time.monotonic()
+        if now - self._computed > WINDOW_SECONDS:
+            seen = np.ma.masked_invalid(self._rows)
+            mean, std = seen.mean(axis=0).filled(np.nan).tolist(), seen.std(axis=0).filled(np.nan).tolist()
+            found = {name: {"mean": mean[column], "std": std[column]} for name, column in self._columns.items()}
+            self._stats, self._computed = orjson.Fragment(orjson.dumps(found)), now
+        return self._stats
+
+
 class Recorder:
-    def __init__(self, log_inputs: bool) -> None:
-        self._log_inputs = log_inputs
-        self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+    def __init__(self, settings: Settings) -> None:
+        self._log_inputs, self._share = settings.log_inputs, settings.log_predictions
+        self._windows: WeakKeyDictionary[Served, Window] = WeakKeyDictionary()
+        self._records = Background("recorder", self._record, metrics.dropped.labels("records").inc, WAITING_RECORDS)
+        self._shadows = Background("shadow", self._compare, metrics.dropped.labels("shadows").inc, WAITING_SHADOWS)
 
     def start(self) -> None:
-        self._thread.start()
+        logs.output.start(metrics.dropped.labels("log lines").inc)
+        self._records.start()
+        self._shadows.start()
 
     def stop(self) -> None:
-        """End the thread when everything put before is recorded."""
-        self._queue.put(None)
-        self._thread.join(timeout=10)
+        """End the threads when everything put before is recorded."""
+        self._records.stop()
+        self._shadows.stop(seconds=3)
+        logs.output.stop()
 
     def put(self, record: Record) -> None:
         """Hand over a finished prediction; never waits."""
-        self._queue.put(record)
+        self._records.put(record)
 
-    def _run(self) -> None:
-        while (record := self._queue.get()) is not None:
+    def shadow(self, shadow: Shadow) -> None:
+        """Hand over rows for a canary to predict beside production; never waits."""
+        self._shadows.put(shadow)
+
+    def _record(self, records: list[Record]) -> None:
+        for record in records:
             try:
-                logs.write("info", "prediction", self._fields(record))
+                self._window(record.role.served).add(record.matrix)
+                if self._share == 1 or random.random() < self._share:  # noqa: S311
+                    logs.write("info", "prediction", self._fields(record))
             except Exception:  # one record that cannot be written must not end the recording of all
                 log.exception("prediction not recorded", request_id=record.request_id)
+        self._count(records)
+
+    def _window(self, served: Served) -> Window:
+        if served not in self._windows:
+            self._windows[served] = Window(served.contract)
+        return self._windows[served]
+
+    def _count(self, records: list[Record]) -> None:
+        metrics.waiting.labels("records").set(self._records.waiting)
+        for endpoint, number in Counter(record.endpoint for record in records).items():
+            metrics.requests.labels(endpoint, "200").inc(number)
+        by_role: dict[Role, list[Record]] = {}
+        for record in records:
+            by_role.setdefault(record.role, []).append(record)
+        for role, found in by_role.items():
+            labels = role.served.model, str(role.served.version), role.name
+            metrics.predictions.labels(*labels).inc(len(found))
+            metrics.rows.labels(*labels).inc(sum(len(record.matrix) for record in found))
+            metrics.outside.labels(*labels).inc(sum(len(record.remarks) for record in found))
+            observe = metrics.latency.labels(*labels).observe
+            for record in found:
+                observe(record.latency_ms / 1000)
 
     def _fields(self, record: Record) -> dict[str, Any]:
-        served = record.served
+        served = record.role.served
         fields: dict[str, Any] = {
-            "endpoint": record.endpoint,
+            "endpoint": record.path,
             "status": 200,
             "latency_ms": round(record.latency_ms, 3),
             "request_id": record.request_id,
             "model": served.model,
             "version": served.version,
-            "role": record.role,
+            "role": record.role.name,
             "runtime": served.predictor.runtime,
             "rows": len(record.matrix),
         }
+        if record.remarks:
+            fields["out_of_range"] = [field for field, _ in record.remarks[:LOGGED_ROWS]]
         if self._log_inputs:
-            names = [feature.name for feature in served.contract.features]
-            rows = record.matrix[:LOGGED_ROWS].tolist()
-            fields["input"] = [dict(zip(names, row, strict=True)) for row in rows]
+            fields["input"] = served.plan.inputs(record.matrix[:LOGGED_ROWS])
+            fields["input_stats"] = self._window(served).stats
         key = "class" if served.contract.task == "classification" else "value"
         outputs: list[dict[str, Any]] = [{key: output} for output in record.predictions.outputs[:LOGGED_ROWS]]
         probabilities = record.predictions.probabilities
@@ -80,3 +167,21 @@ class Recorder:
                 output["confidence"] = confidence
         fields["prediction"] = outputs
         return fields
+
+    def _compare(self, shadows: list[Shadow]) -> None:
+        for shadow in shadows:
+            labels = shadow.canary.model, str(shadow.canary.version)
+            try:
+                theirs, mine = shadow.canary.predictor.predict(shadow.matrix).outputs, shadow.predictions.outputs
+                agreed = sum(map(_agree, mine, theirs))
+                metrics.shadowed.labels(*labels, "agreed").inc(agreed)
+                metrics.shadowed.labels(*labels, "differed").inc(len(mine) - agreed)
+            except Exception as error:  # whatever a canary does, production answers
+                metrics.shadowed.labels(*labels, "failed").inc(len(shadow.matrix))
+                log.error("shadow failed", model=labels[0], version=shadow.canary.version, error=str(error))
+
+
+def _agree(mine: str | float, theirs: str | float) -> bool:
+    if isinstance(mine, str) or isinstance(theirs, str):
+        return mine == theirs
+    return abs(mine - theirs) <= AGREEMENT * abs(mine) + 1e-9

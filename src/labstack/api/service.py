@@ -1,15 +1,18 @@
 """What the routes of one worker work with: its settings, its lineups, its recorder."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
-from flask import current_app
+from sqlalchemy import Engine
 
 from labstack.api.problems import Problem
 from labstack.api.recorder import Recorder
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
-from labstack.api.serving.lineup import Lineup
+from labstack.api.serving.lineup import Lineup, Role
+from labstack.mlflow_rest import MlflowRest
 from labstack.settings import Settings, without_credentials
+from labstack.store.database import connect, migrate
 
 FIRST_LOOK_SECONDS = 10.0
 
@@ -18,6 +21,7 @@ FIRST_LOOK_SECONDS = 10.0
 class Service:
     settings: Settings
     control: Control
+    client: MlflowRest
     follower: Follower
     recorder: Recorder
 
@@ -30,6 +34,22 @@ class Service:
     def stop(self) -> None:
         self.follower.stop()
         self.recorder.stop()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Our database, for the audit of what operators move. Raises DatabaseError."""
+        engine = connect(self.settings.lab_database_url)
+        migrate(engine)
+        return engine
+
+    def role(self, lineup: Lineup, version: int) -> Role:
+        """The role that serves a version by its number. Raises Problem when none does."""
+        for role in lineup.roles:
+            if role.served.version == version:
+                return role
+        model = lineup.production.served.model
+        served = " and ".join(f"{role.served.version} ({role.name})" for role in lineup.roles)
+        raise Problem(404, "not-served", f"Version {version} of {model!r} has no role that is served: {served} is.")
 
     def lineup(self, model: str) -> Lineup:
         """The lineup of a model. Raises Problem, 404 or 503, with what to do about it."""
@@ -56,9 +76,3 @@ class Service:
             return Problem(503, "no-production-model", detail)
         names = ", ".join(sorted(self.follower.lineups)) or "none"
         return Problem(404, "unknown-model", f"The registry knows no model {model!r}; served are: {names}.")
-
-
-def service() -> Service:
-    """The service of the application that handles this request."""
-    found: Service = current_app.extensions["labstack"]
-    return found

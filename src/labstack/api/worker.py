@@ -8,6 +8,7 @@ and stay there, and the others' cores idle. So each worker says in shared memory
 import ctypes
 import mmap
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from gunicorn.workers.base import Worker
@@ -24,9 +25,14 @@ _open = (ctypes.c_int * SLOTS).from_buffer(mmap.mmap(-1, SLOTS * ctypes.sizeof(c
 _open[:] = [NOBODY] * SLOTS
 
 
+def assign(worker: Worker, others: Iterable[Worker]) -> None:
+    """In the arbiter, before the fork: give a worker the first slot that none of the others has."""
+    worker.slot = min(set(range(SLOTS)) - {other.slot for other in others})
+
+
 def forget(worker: Worker) -> None:
     """In the arbiter, when a worker ended, however it did."""
-    _open[worker.age % SLOTS] = NOBODY
+    _open[worker.slot] = NOBODY
 
 
 class FairWorker(ThreadWorker):  # type: ignore[misc]
@@ -36,8 +42,7 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         """In the worker, after the fork."""
-        self._slot = self.age % SLOTS
-        _open[self._slot] = 0
+        _open[self.slot] = 0
         super().init_process()
 
     def accept(self, listener: Any) -> None:
@@ -46,15 +51,15 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
             time.sleep(PAUSE_SECONDS)
             return
         super().accept(listener)
-        _open[self._slot] = self.nr_conns
+        _open[self.slot] = self.nr_conns
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Called in a loop for as long as the worker lives."""
         super().wait_for_and_dispatch_events(timeout)
-        _open[self._slot] = self.nr_conns if self._accepting else NOBODY
+        _open[self.slot] = self.nr_conns if self._accepting else NOBODY
 
     def _leave_it_to_another(self) -> bool:
-        _open[self._slot] = self.nr_conns
+        _open[self.slot] = self.nr_conns
         if min(filter(NOBODY.__lt__, _open[:])) >= self.nr_conns:
             return False
         now = time.monotonic()

@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from flask import Blueprint, request
+from flask import Blueprint, Response, request
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from labstack import registry
-from labstack.api.service import service
+from labstack.api import metrics
+from labstack.api.request import service
+from labstack.api.serving.lineup import Canary, Role
 from labstack.settings import without_credentials
 
 blueprint = Blueprint("info", __name__)
@@ -16,11 +18,15 @@ def welcome() -> dict[str, Any]:
     """The welcome, with where to go next."""
     return {
         "message": "Welcome to the API service!",
-        "models": service().follower.versions,
+        "models": service().follower.roles,
         "links": {
             "predict": "/predict",
             "predict_with": "/models/<model>/predict",
             "model_info": "/model-info",
+            "canary_status": "/canary-status",
+            "docs": "/docs",
+            "openapi": "/openapi.json",
+            "metrics": "/metrics",
             "health": "/health",
             "ready": "/ready",
             "mlflow": without_credentials(service().settings.mlflow_public_url),
@@ -36,7 +42,7 @@ def health() -> dict[str, Any]:
     starting = follower.waiting_seconds is not None and not follower.lineups
     return {
         "status": "starting" if starting else "degraded" if following.errors else "ok",
-        "models": {model: {registry.PRODUCTION: version} for model, version in follower.versions.items()},
+        "models": follower.roles,
         "registry": {
             "url": without_credentials(service().settings.mlflow_tracking_uri),
             "reachable": following.registry_error is None,
@@ -56,19 +62,69 @@ def ready() -> dict[str, Any]:
 @blueprint.get("/model-info")
 def model_info() -> dict[str, Any]:
     """What is served of the default model, or of the one named by ?model=: since when, from which run, how good."""
-    served = service().lineup(request.args.get("model") or service().settings.default_model_name).production.served
-    contract = served.contract
-    return {
-        "model": served.model,
-        "version": served.version,
-        "role": registry.PRODUCTION,
-        "runtime": served.predictor.runtime,
-        "since": served.since,
-        "run_id": served.record.run_id,
-        "metrics": served.metrics,
+    role = service().lineup(_model()).production
+    contract = role.served.contract
+    return _shown(role) | {
         "task": contract.task,
         "target": contract.target,
         "features": [feature.model_dump() for feature in contract.features],
         "classes": contract.classes,
         "sample": contract.sample.model_dump(),
     }
+
+
+@blueprint.get("/canary-status")
+def canary_status() -> dict[str, Any]:
+    """Production and canary of the default model, or of ?model=, and what all workers counted of each."""
+    model = _model()
+    lineup = service().lineup(model)
+    return {
+        "model": model,
+        "production": _shown(lineup.production) | _counted(lineup.production),
+        "canary": _shown(lineup.canary) | _counted(lineup.canary) if lineup.canary else None,
+        "error": service().follower.following.load_errors.get(model),
+    }
+
+
+@blueprint.get("/metrics")
+def prometheus() -> Response:
+    """What all workers counted, in Prometheus' text form."""
+    return Response(metrics.text(), content_type=CONTENT_TYPE_LATEST)
+
+
+def _model() -> str:
+    return request.args.get("model") or service().settings.default_model_name
+
+
+def _shown(role: Role) -> dict[str, Any]:
+    served = role.served
+    shown = {
+        "model": served.model,
+        "version": served.version,
+        "role": role.name,
+        "runtime": served.predictor.runtime,
+        "since": role.since,
+        "run_id": served.record.run_id,
+        "metrics": served.metrics,
+    }
+    if isinstance(role, Canary):
+        shown |= {"weight": role.rollout.weight, "mode": role.rollout.mode}
+    return shown
+
+
+def _counted(role: Role) -> dict[str, Any]:
+    """What this API's workers counted of a version in its role since the API started."""
+    labels = {"model": role.served.model, "version": str(role.served.version)}
+    found = {
+        name: int(sum(metrics.total(counter, **labels, role=role.name).values()))
+        for name, counter in (
+            ("requests", metrics.predictions),
+            ("rows", metrics.rows),
+            ("failures", metrics.failures),
+            ("out_of_range", metrics.outside),
+        )
+    }
+    if not isinstance(role, Canary):
+        return found
+    outcomes = metrics.total(metrics.shadowed, **labels)
+    return found | {"shadow": {name: int(outcomes.get((name,), 0)) for name in ("agreed", "differed", "failed")}}

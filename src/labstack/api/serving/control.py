@@ -1,14 +1,19 @@
 """The control folder: the one thing that gunicorn's workers share.
 
-`desired` holds a generation, a counter that a reload raises; whoever raises it holds a lock on `lock`. Each worker
+`desired` holds a generation, a counter that a reload raises; whoever raises it holds a lock on `lock`. `metrics` holds
+what workers count, in files of prometheus_client, each written by one worker; and `deliveries` the ids of webhooks that
+came, each a file, made by the worker that was first. Each worker
 writes `worker-<pid>.json`, nobody else does: the generation that its lineups are true for. The arbiter removes the
 file of a worker that is gone. Files are replaced whole, so that readers never see half of one.
 """
 
+import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,23 +23,24 @@ STARTING = -1  # the generation of a worker that has not asked the registry yet
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One worker's lineups, as versions of production by model, and what kept it from following, if anything did."""
+    """One worker's lineups, as versions by model and role, and what kept it from following, if anything did."""
 
     pid: int
     generation: int
-    versions: Mapping[str, int]
+    roles: Mapping[str, Mapping[str, int]]
     errors: tuple[str, ...] = ()
 
 
 class Control:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.metrics = folder / "metrics"
         self._desired = folder / "desired"
 
     def reset(self) -> None:
         """Begin with an empty folder. Called once, when the port is ours and so the folder, which is named after it."""
         self.remove()
-        self.folder.mkdir(mode=0o700)
+        self.metrics.mkdir(mode=0o700, parents=True)
 
     def remove(self) -> None:
         """Take the folder away."""
@@ -56,6 +62,20 @@ class Control:
             generation = 1 + max(self.desired(), *(state.generation for state in self.states()), 0)
             self._replace(self._desired, str(generation))
         return generation
+
+    def first(self, delivery: str, seconds: float) -> bool:
+        """Whether a delivery, by its id, comes for the first time; forgotten after twice these seconds."""
+        folder = self.folder / "deliveries"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another worker was quicker
+                if path.stat().st_mtime < time.time() - 2 * seconds:
+                    path.unlink()
+        try:
+            (folder / hashlib.sha256(delivery.encode()).hexdigest()).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def report(self, state: WorkerState) -> None:
         """Write this worker's state."""

@@ -4,25 +4,40 @@ import os
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import structlog
 
 from labstack import registry
+from labstack.api import metrics
 from labstack.api.serving import predictor
 from labstack.api.serving.cache import Cache
 from labstack.api.serving.control import STARTING, Control, WorkerState
-from labstack.api.serving.lineup import Lineup, Role, Served
+from labstack.api.serving.lineup import Canary, Lineup, Role, Served
 from labstack.contract import Contract, Plan
-from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError, Version
-from labstack.settings import Settings
+from labstack.mlflow_rest import MlflowRest, NotThereError, RegistryError, RegistryUnreachableError, Version
+from labstack.registry import PRODUCTION, Roles, Rollout
+from labstack.settings import Settings, without_credentials
 
 log = structlog.get_logger(__name__)
 
 LONGEST_DELAY_SECONDS = 300.0
 GENERATION_POLL_SECONDS = 0.05  # how soon a reload wakes the follower: one read of a small file each time
+
+
+class IncompatibleError(Exception):
+    """A version cannot stand beside production: the text says what of its contract differs."""
+
+
+def require_compatible(served: Served, production: Served) -> None:
+    """Raise IncompatibleError when a version does not take every body that production does, or answers otherwise."""
+    if broken := served.contract.breaks_with(production.contract):
+        number = production.version
+        raise IncompatibleError(
+            f"It does not keep to the contract of production, version {number}: {'; '.join(broken)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -40,20 +55,29 @@ class Following:
         return (*([self.registry_error] if self.registry_error else []), *self.load_errors.values())
 
 
+class AttemptFailedError(Exception):
+    """A version could not be loaded; `deleted` when the registry has it no more."""
+
+    def __init__(self, told: str, deleted: bool) -> None:
+        super().__init__(told)
+        self.deleted = deleted
+
+
 @dataclass
 class Patience:
     """When a version that could not be loaded is tried again: after twice as long each time."""
 
     error: str = ""
+    deleted: bool = False
     _delay: float = 0.0
     _next: float = 0.0
 
     def due(self) -> bool:
         return time.monotonic() >= self._next
 
-    def lose(self, error: str, interval: float) -> None:
+    def lose(self, error: str, interval: float, deleted: bool = False) -> None:
         """Note another failure; `interval` is the follower's, in seconds."""
-        self.error = error
+        self.error, self.deleted = error, deleted
         self._delay = min(max(2 * self._delay, interval), LONGEST_DELAY_SECONDS)
         self._next = time.monotonic() + self._delay
 
@@ -61,10 +85,10 @@ class Patience:
 class Follower:
     """Writes `lineups` and `following`, by reference; request threads read them without a lock."""
 
-    def __init__(self, settings: Settings, control: Control) -> None:
+    def __init__(self, settings: Settings, control: Control, client: MlflowRest) -> None:
         self._settings = settings
         self._control = control
-        self._client = MlflowRest(settings.mlflow_tracking_uri, timeout_seconds=5, retries=1)
+        self._client = client
         self._cache = Cache(settings.api_cache_dir, self._client)
         self._patience: dict[tuple[str, int], Patience] = {}
         self._generation = 0
@@ -72,6 +96,7 @@ class Follower:
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._started = time.monotonic()
         self._told_unreachable = False
+        self._counted: set[tuple[str, str, str]] = set()
         self.lineups: Mapping[str, Lineup] = {}
         self.following = Following()
         self.first_look = threading.Event()  # set when the registry has been asked once, whatever it said
@@ -88,9 +113,11 @@ class Follower:
         self._thread.join(timeout=1)
 
     @property
-    def versions(self) -> dict[str, int]:
-        """The production version that is served of each model."""
-        return {model: lineup.production.served.version for model, lineup in self.lineups.items()}
+    def roles(self) -> dict[str, dict[str, int]]:
+        """The versions that are served of each model, by role."""
+        return {
+            model: {role.name: role.served.version for role in lineup.roles} for model, lineup in self.lineups.items()
+        }
 
     @property
     def waiting_seconds(self) -> float | None:
@@ -108,8 +135,7 @@ class Follower:
         error = None
         try:
             found = registry.all_roles(self._client)
-            production = {name: r.production for name, r in found.items() if r.production}
-            lineups, load_errors = self._load(production, asked=generation != self._generation)
+            lineups, load_errors = self._follow(found, asked=generation != self._generation)
             self.lineups = lineups
             self._generation = generation
             self._cache.remember(lineup.production.served for lineup in lineups.values())
@@ -149,40 +175,80 @@ class Follower:
             if self._stop.wait(GENERATION_POLL_SECONDS):
                 return
 
-    def _load(self, production: Mapping[str, int], asked: bool) -> tuple[dict[str, Lineup], dict[str, str]]:
-        """The lineups for these versions; a version that cannot be loaded leaves its model's lineup as it is.
+    def _follow(self, found: Mapping[str, Roles], asked: bool) -> tuple[dict[str, Lineup], dict[str, str]]:
+        """The lineups for these roles, and what went wrong by model.
 
-        One that failed is tried again at growing intervals, and at once when `asked` for.
+        A production version that cannot be loaded leaves the one before it in place; one that was deleted does not. A
+        canary that cannot is left out. What failed is tried again at growing intervals, and at once when `asked` for.
         """
         lineups: dict[str, Lineup] = {}
         errors: dict[str, str] = {}
-        for model, number in production.items():
-            current = self.lineups.get(model)
-            if current:
-                lineups[model] = current
-            patience = self._patience.setdefault((model, number), Patience())
-            if not (asked or patience.due()):
-                errors[model] = patience.error
+        for model, roles in found.items():
+            if roles.production is None:
                 continue
+            now = self.lineups.get(model)
+            known = [role.served for role in now.roles] if now else []
+            wrong: list[str] = []
             try:
-                record = self._client.version(model, number)
-                if not (current and current.production.served.record == record):
-                    metrics = self._client.run(record.run_id).metrics if record.run_id else {}
-                    lineups[model] = self._open(record, dict(metrics))
-            except RegistryUnreachableError:
-                raise
-            except Exception as error:  # whatever became of one version, the others are followed
-                told = f"Version {number} of {model!r} could not be loaded: {error}"
-                if told != patience.error:
-                    log.error("load failed", model=model, version=number, error=str(error))
-                errors[model] = told
-                patience.lose(told, self._settings.follow_interval_seconds)
-            else:
-                del self._patience[model, number]
+                served = self._attempt(model, roles.production, known, asked)
+                production = now.production if now and now.production.served is served else Role.of(PRODUCTION, served)
+            except AttemptFailedError as error:
+                wrong.append(str(error))
+                if now is None or error.deleted:
+                    errors[model] = str(error)
+                    continue
+                production = now.production
+            canary = None
+            if roles.canary is not None and roles.canary not in (roles.production, production.served.version):
+                try:
+                    served = self._attempt(model, roles.canary, known, asked, beside=production.served)
+                    rollout = roles.rollout or Rollout(self._settings.canary_probability, "split")
+                    canary = now.canary if now else None
+                    if not (canary and canary.served is served and canary.rollout == rollout):
+                        canary = Canary.beside(served, rollout)
+                except AttemptFailedError as error:
+                    wrong.append(str(error))
+            new = Lineup(production, canary)
+            lineups[model] = now if now and now == new else new
+            if wrong:
+                errors[model] = " ".join(wrong)
         return lineups, errors
 
-    def _open(self, record: Version, metrics: dict[str, float]) -> Lineup:
-        """The lineup of a version, fetched unless it is in the cache, and tried on its own sample."""
+    def _attempt(
+        self, model: str, number: int, known: Iterable[Served], asked: bool, beside: Served | None = None
+    ) -> Served:
+        """A version, loaded unless it is `known`. Raises AttemptFailedError, unless the registry is away."""
+        patience = self._patience.setdefault((model, number), Patience())
+        if not (asked or patience.due()):
+            raise AttemptFailedError(patience.error, patience.deleted)
+        deleted = False
+        try:
+            try:
+                record = self._client.version(model, number)
+            except NotThereError:
+                deleted = True
+                raise
+            served = next((one for one in known if one.record == record), None) or self.open(record)
+            if beside is not None:
+                require_compatible(served, beside)
+        except RegistryUnreachableError:
+            raise
+        except Exception as error:  # whatever became of one version, the others are followed
+            told = f"Version {number} of {model!r} could not be loaded: {error}"
+            if told != patience.error:
+                log.error("load failed", model=model, version=number, error=str(error))
+            patience.lose(told, self._settings.follow_interval_seconds, deleted)
+            raise AttemptFailedError(told, deleted) from error
+        del self._patience[model, number]
+        return served
+
+    def open(self, record: Version, metrics: dict[str, float] | None = None) -> Served:
+        """A version, fetched unless it is in the cache, and tried on its own sample; raises whatever fails.
+
+        Without its `metrics` the registry is asked for them.
+        """
+        if metrics is None:
+            metrics = dict(self._client.run(record.run_id).metrics) if record.run_id else {}
         folder = self._cache.fetch(record)
         try:
             contract = Contract.read(folder)
@@ -190,24 +256,29 @@ class Follower:
         except Exception:
             self._cache.discard(record)
             raise
-        log.info("serving", model=record.model, version=record.number, runtime=loaded.runtime)
-        served = Served(record, metrics, contract, Plan(contract), loaded, datetime.now(UTC))
-        return Lineup(Role.of(registry.PRODUCTION, served))
+        log.info("loaded", model=record.model, version=record.number, runtime=loaded.runtime)
+        return Served(record, metrics, contract, Plan(contract), loaded)
 
     def _recall(self) -> None:
         """Serve the versions that were served last, as the registry cannot be asked."""
         recalled = {}
-        for record, metrics in self._cache.recall():
+        for record, measured in self._cache.recall():
             if not self._cache.folder(record).exists():
                 continue
             try:
-                recalled[record.model] = self._open(record, metrics)
+                recalled[record.model] = Lineup(Role.of(PRODUCTION, self.open(record, measured)))
             except Exception as error:  # the others may be sound
                 log.error("load failed", model=record.model, version=record.number, error=str(error))
         self.lineups = recalled
 
     def _report(self, generation: int) -> None:
-        self._control.report(WorkerState(os.getpid(), generation, self.versions, self.following.errors))
+        serving = {(model, str(number), role) for model, roles in self.roles.items() for role, number in roles.items()}
+        for labels in serving | self._counted:
+            metrics.serving.labels(*labels).set(labels in serving)
+        self._counted = serving
+        url = without_credentials(self._settings.mlflow_tracking_uri)
+        metrics.reachable.labels(url).set(self.following.registry_error is None)
+        self._control.report(WorkerState(os.getpid(), generation, self.roles, self.following.errors))
 
     def _tell(self, error: str | None) -> None:
         """Log once that the registry was lost or did not come up in time, and once that it is back."""

@@ -1,25 +1,28 @@
 """What one worker serves of one model: an immutable object, swapped by reference."""
 
+import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import cached_property
 
 import orjson
 
+from labstack import registry
 from labstack.api.serving.predictor import Predictor
 from labstack.contract import Contract, Plan
 from labstack.mlflow_rest import Version
+from labstack.registry import Rollout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Served:
-    """A loaded version."""
+    """A loaded version; equal to none but itself."""
 
     record: Version
     metrics: dict[str, float]
     contract: Contract
     plan: Plan
     predictor: Predictor
-    since: datetime
 
     @property
     def model(self) -> str:
@@ -30,18 +33,43 @@ class Served:
         return self.record.number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Role:
-    """A version in its role; `block` is what each of its answers says of both, as JSON."""
+    """A version in its role, and since when; `block` is what each of its answers says of both, as JSON."""
 
     name: str
     served: Served
+    since: datetime
     block: orjson.Fragment
 
     @classmethod
     def of(cls, name: str, served: Served) -> "Role":
         fields = {"name": served.model, "version": served.version, "role": name, "runtime": served.predictor.runtime}
-        return cls(name, served, orjson.Fragment(orjson.dumps(fields)))
+        return cls(name, served, datetime.now(UTC), orjson.Fragment(orjson.dumps(fields)))
+
+
+@dataclass(frozen=True, eq=False)
+class Canary(Role):
+    """A version beside production, and how it gets its requests."""
+
+    rollout: Rollout
+
+    @classmethod
+    def beside(cls, served: Served, rollout: Rollout) -> "Canary":
+        role = Role.of(registry.CANARY, served)
+        return cls(role.name, served, role.since, role.block, rollout)
+
+    @cached_property
+    def _salt(self) -> bytes:
+        return hashlib.sha256(self.served.record.source.encode()).digest()
+
+    def gets(self, key: bytes) -> bool:
+        """Whether a request is in the canary's share: for one key always the same, in every worker and replica.
+
+        The key is hashed with the version's source, so that another canary gets other callers.
+        """
+        digest = hashlib.blake2b(key, digest_size=8, key=self._salt).digest()
+        return int.from_bytes(digest, "big") < self.rollout.weight * 2**64
 
 
 @dataclass(frozen=True)
@@ -49,7 +77,22 @@ class Lineup:
     """The versions of one model that answer requests, each in its role."""
 
     production: Role
+    canary: Canary | None = None
 
-    def pick(self) -> Role:
-        """Who answers a request."""
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return (self.production,) if self.canary is None else (self.production, self.canary)
+
+    def pick(self, key: bytes) -> Role:
+        """Who answers a request, by its sticky key."""
+        canary = self.canary
+        if canary is not None and canary.rollout.mode == "split" and canary.gets(key):
+            return canary
         return self.production
+
+    def shadow(self, key: bytes) -> Served | None:
+        """Who predicts a request beside the one that answers it, off its path."""
+        canary = self.canary
+        if canary is not None and canary.rollout.mode == "shadow" and canary.gets(key):
+            return canary.served
+        return None

@@ -83,7 +83,8 @@ def load(folder: Path, contract: Contract) -> Predictor:
     try:
         predictor = _load(folder, contract)
         expected = contract.sample.output
-        [output] = predictor.predict(Plan(contract).matrix([contract.sample.input])).outputs
+        matrix, _ = Plan(contract).parse([contract.sample.input])
+        [output] = predictor.predict(matrix).outputs
     except Exception as error:  # a damaged version may fail in any way, and must never stop its loader
         raise PredictorError(f"{type(error).__name__}: {error}") from error
     same = output == expected if isinstance(expected, str) else bool(np.isclose(float(output), expected, rtol=1e-4))

@@ -1,0 +1,80 @@
+"""The request that Flask's lane handles: who serves it, what it is called, what its body holds."""
+
+import json
+import time
+from typing import Any
+
+import orjson
+from flask import Flask, Response, current_app, g, request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from labstack.api import metrics
+from labstack.api.hot_lane import request_id, sticky_key
+from labstack.api.prediction import Call
+from labstack.api.problems import Problem
+from labstack.api.service import Service
+
+
+def register(app: Flask) -> None:
+    """Name every request, and count every answer."""
+    app.before_request(_begin)
+    app.after_request(_end)
+
+
+def service() -> Service:
+    """The service of the application that handles this request."""
+    found: Service = current_app.extensions["labstack"]
+    return found
+
+
+def call() -> Call:
+    """The request as predictions know it; the recorder counts it then."""
+    g.recorded = True
+    endpoint = request.url_rule.rule if request.url_rule else request.path
+    key = sticky_key(request.headers.get("X-Canary-Key"), body())
+    return Call(endpoint, request.path, g.request_id, key, g.started)
+
+
+def body() -> bytes:
+    """The request's body. Raises Problem for an encoded one, and werkzeug's error for one that is too large."""
+    if request.content_encoding not in (None, "identity"):
+        raise Problem(415, "content-encoding", f"The body is {request.content_encoding!r}-encoded; send it plain.")
+    data = request.get_data()
+    if request.content_length is None and len(data) == request.max_content_length:
+        raise RequestEntityTooLarge  # a chunked body is cut at the limit without a word
+    return data
+
+
+def json_body() -> Any:
+    """The request's JSON. Raises Problem; NaN and Infinity, which are no JSON, yet common, are read as such."""
+    if not request.is_json:
+        sent = f"{request.mimetype!r}" if request.mimetype else "none"
+        raise Problem(415, "content-type", f"The content type is {sent}; send -H 'Content-Type: application/json'.")
+    return parse_json(body())
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON with NaN and Infinity, so that the contract names the field that holds one. Raises Problem."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        fault = error
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which no answer could name
+        return value
+    except (ValueError, RecursionError):
+        raise Problem(400, "json", f"The body is not JSON: {fault}.") from None
+
+
+def _begin() -> None:
+    g.started = time.perf_counter()
+    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
+
+
+def _end(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    if not ("recorded" in g and response.status_code == 200):
+        endpoint = request.url_rule.rule if request.url_rule else "none"
+        metrics.requests.labels(endpoint, str(response.status_code)).inc()
+    return response

@@ -1,0 +1,55 @@
+"""Work that is done beside its callers, who never wait for it."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """A thread that does what it is handed, in order and as many at once as wait.
+
+    What comes when `limit` things wait already is dropped, and `dropped` is called for each.
+    """
+
+    def __init__(
+        self, name: str, do: Callable[[list[T]], None], dropped: Callable[[], None], limit: int, batch: int = 100
+    ) -> None:
+        self._do, self._dropped, self._limit, self._batch = do, dropped, limit, batch
+        self._queue: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, seconds: float = 10) -> None:
+        """End the thread when all that it was handed is done, or after so long."""
+        self._queue.put(None)
+        self._thread.join(seconds)
+
+    @property
+    def waiting(self) -> int:
+        """How many things wait."""
+        return self._queue.qsize()
+
+    def put(self, thing: T) -> None:
+        """Hand over a thing; never waits. With several callers at once a few more than the limit may wait."""
+        if self._queue.qsize() >= self._limit:
+            self._dropped()
+        else:
+            self._queue.put(thing)
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            things = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(things) < self._batch:
+                    things.append(self._queue.get_nowait())
+            found = [thing for thing in things if thing is not None]
+            ended = len(found) < len(things)
+            if found:
+                self._do(found)
