@@ -175,7 +175,13 @@ def run_api(folder: Path, *, until: str = "/ready", **settings: Any) -> Iterator
         "api",
         ["-m", "gunicorn", "-c", "python:labstack.api.gunicorn_conf", "labstack.api.wsgi:app"],
         f"http://localhost:{port}",
-        **{"api_port": port, "api_cache_dir": folder / "cache", "follow_interval_seconds": 600} | settings,
+        **{
+            "api_port": port,
+            "api_cache_dir": folder / "cache",
+            "lab_database_url": f"sqlite:///{folder}/lab.db",
+            "follow_interval_seconds": 600,
+        }
+        | settings,
     )
     try:
         wait_until(lambda: answers(process.url + until) or process.popen.poll() is not None, 60, f"the API's {until}")

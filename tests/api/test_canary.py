@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -228,7 +229,7 @@ def test_a_shadow_that_fails_or_differs_is_counted_and_harms_nobody(
         found = next(outputs)
         if found is None:
             raise ValueError("broken")
-        return canary.predictor.__class__.predict(canary.predictor, _)._replace(outputs=found)
+        return replace(type(canary.predictor).predict(canary.predictor, _), outputs=found)
 
     monkeypatch.setattr(canary.predictor, "predict", predict)
     for _ in range(2):
@@ -236,6 +237,20 @@ def test_a_shadow_that_fails_or_differs_is_counted_and_harms_nobody(
     labels = {"model": model, "version": "2"}
     wait_until(lambda: metrics.total(metrics.shadowed, **labels).get(("failed",)) == 1, 10, "the failure is counted")
     assert metrics.total(metrics.shadowed, **labels)["differed",] == 1
+
+
+def test_where_a_canary_fails_production_answers_and_the_failure_is_counted(
+    app: Flask, client: FlaskClient, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.post("/update-model", json={"version": 2, "weight": 1}).status_code == 200
+    lineup = app.extensions["labstack"].follower.lineups[model]
+    monkeypatch.setattr(lineup.canary.served.predictor, "predict", lambda _: 1 / 0)
+    assert answered(client)["role"] == "production"
+    assert client.get("/canary-status").json["canary"]["failures"] == 1
+    monkeypatch.setattr(lineup.production.served.predictor, "predict", lambda _: 1 / 0)
+    answer = client.post("/predict", json=IRIS_ROW)
+    assert (answer.status_code, json.loads(answer.data)["type"]) == (500, "urn:labstack:problem:prediction")
+    assert client.get("/canary-status").json["production"]["failures"] == 1
 
 
 def test_an_alias_set_by_hand_is_a_canary_of_the_usual_weight(app: Flask, lab: Lab, model: str) -> None:

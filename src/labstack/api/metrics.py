@@ -62,13 +62,14 @@ def text() -> bytes:
     return generate_latest(_registry())
 
 
-def total(metric: Counter, **labels: str) -> dict[tuple[str, ...], float]:
+def total(counter: Counter, **labels: str) -> dict[tuple[str, ...], float]:
     """A counter's values over all workers where these labels hold, by its other labels."""
-    [found] = [one for one in collect() if one.name == metric._name]
+    name = f"{counter._name}_total"
     return {
-        tuple(value for name, value in sample.labels.items() if name not in labels): sample.value
-        for sample in found.samples
-        if sample.name.endswith("_total") and labels.items() <= sample.labels.items()
+        tuple(value for label, value in sample.labels.items() if label not in labels): sample.value
+        for metric in collect()
+        for sample in metric.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
     }
 
 

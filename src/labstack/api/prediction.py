@@ -1,6 +1,7 @@
 """A prediction, from rows to outputs: what the hot lane and all of Flask's routes share."""
 
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -58,7 +59,11 @@ def run(
     try:
         predictions = served.predictor.predict(matrix)
     except Exception as error:
-        raise PredictionFailedError(role) from error
+        failed = PredictionFailedError(role)
+        if role is lineup.production or version is not None:
+            raise failed from error
+        failed.record(error, call.request_id)
+        return run(service, replace(lineup, canary=None), rows, place, call)  # no caller pays for a trial
     latency_ms = (time.perf_counter() - call.started) * 1000
     service.recorder.put(
         Record(call.endpoint, call.path, call.request_id, latency_ms, role, matrix, remarks, predictions)

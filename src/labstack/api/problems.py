@@ -35,6 +35,12 @@ class PredictionFailedError(Exception):
         super().__init__(f"Version {role.served.version} of {role.served.model!r} failed to predict.")
         self.role = role
 
+    def record(self, cause: BaseException | None, request_id: str) -> None:
+        """Count it, and log what was raised."""
+        served = self.role.served
+        metrics.failures.labels(served.model, str(served.version), self.role.name).inc()
+        log.error("prediction failed", exc_info=cause, role=self.role.name, request_id=request_id)
+
 
 def register(app: Flask) -> None:
     """Give every error of the application the one shape."""
@@ -54,6 +60,8 @@ def _answer(problem: Problem) -> Response:
         "detail": problem.detail,
         "request_id": g.get("request_id"),
     }
+    if request.path.startswith("/v2"):
+        body["error"] = problem.detail  # where clients of that protocol look
     if problem.errors:
         body["errors"] = [{"field": field, "message": message} for field, message in problem.errors]
     metrics.problems.labels(problem.kind).inc()
@@ -74,9 +82,7 @@ def _from_contract(error: ContractError) -> Response:
 
 
 def _from_prediction(error: PredictionFailedError) -> Response:
-    served = error.role.served
-    metrics.failures.labels(served.model, str(served.version), error.role.name).inc()
-    log.error("prediction failed", exc_info=error.__cause__, request_id=g.get("request_id"))
+    error.record(error.__cause__, g.get("request_id"))
     return _answer(Problem(500, "prediction", f"{error} The log says why, under this request id."))
 
 

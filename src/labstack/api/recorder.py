@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections import Counter
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -88,11 +89,11 @@ class Recorder:
     def __init__(self, settings: Settings) -> None:
         self._log_inputs, self._share = settings.log_inputs, settings.log_predictions
         self._windows: WeakKeyDictionary[Served, Window] = WeakKeyDictionary()
-        self._records = Background("recorder", self._record, metrics.dropped.labels("records").inc, WAITING_RECORDS)
-        self._shadows = Background("shadow", self._compare, metrics.dropped.labels("shadows").inc, WAITING_SHADOWS)
+        self._records = Background("recorder", self._record, partial(_drop, "records"), WAITING_RECORDS)
+        self._shadows = Background("shadow", self._compare, partial(_drop, "shadows"), WAITING_SHADOWS)
 
     def start(self) -> None:
-        logs.output.start(metrics.dropped.labels("log lines").inc)
+        logs.output.start(partial(_drop, "log lines"))
         self._records.start()
         self._shadows.start()
 
@@ -179,6 +180,10 @@ class Recorder:
             except Exception as error:  # whatever a canary does, production answers
                 metrics.shadowed.labels(*labels, "failed").inc(len(shadow.matrix))
                 log.error("shadow failed", model=labels[0], version=shadow.canary.version, error=str(error))
+
+
+def _drop(what: str) -> None:
+    metrics.dropped.labels(what).inc()
 
 
 def _agree(mine: str | float, theirs: str | float) -> bool:

@@ -16,7 +16,7 @@ def predict_default() -> Response:
 
 @blueprint.post("/models/<model>/predict")
 def predict_model(model: str) -> Response:
-    """The same, with a model by name."""
+    """Predict with a model by name, as /predict does."""
     return _predict(model)
 
 
