@@ -8,17 +8,19 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+LINGER_SECONDS = 0.02  # under load one change of threads for many things, and not for each
+BATCH = 1000
+
 
 class Background(Generic[T]):
-    """A thread that does what it is handed, in order and as many at once as wait.
+    """A thread that does what it is handed, in order and as many at once as came within a moment.
 
     What comes when `limit` things wait already is dropped, and `dropped` is called for each.
     """
 
-    def __init__(
-        self, name: str, do: Callable[[list[T]], None], dropped: Callable[[], None], limit: int, batch: int = 100
-    ) -> None:
-        self._do, self._dropped, self._limit, self._batch = do, dropped, limit, batch
+    def __init__(self, name: str, do: Callable[[list[T]], None], dropped: Callable[[], None], limit: int) -> None:
+        self._do, self._dropped, self._limit = do, dropped, limit
+        self._ending = threading.Event()
         self._queue: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -28,6 +30,7 @@ class Background(Generic[T]):
     def stop(self, seconds: float = 10) -> None:
         """End the thread when all that it was handed is done, or after so long."""
         self._queue.put(None)
+        self._ending.set()
         self._thread.join(seconds)
 
     @property
@@ -46,8 +49,9 @@ class Background(Generic[T]):
         ended = False
         while not ended:
             things = [self._queue.get()]
+            self._ending.wait(LINGER_SECONDS)
             with contextlib.suppress(queue.Empty):
-                while len(things) < self._batch:
+                while len(things) < BATCH:
                     things.append(self._queue.get_nowait())
             found = [thing for thing in things if thing is not None]
             ended = len(found) < len(things)

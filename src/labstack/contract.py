@@ -137,10 +137,16 @@ class Plan:
         without one the only row's fields stand alone. Raises ContractError that names every fault.
         """
         matrix = self._quickly(rows)
+        if matrix is not None:
+            inside = (matrix >= self._minima) & (matrix <= self._maxima)
+            if inside.all():
+                return matrix, []
+            if self._plain and not (matrix.min() >= -LARGEST and matrix.max() <= LARGEST):  # false where one is none
+                matrix = None
         if matrix is None:  # something may be wrong: find out what, row by row
             matrix = self._row_by_row(rows, prefix)
-        inside = (matrix >= self._minima) & (matrix <= self._maxima)
-        return matrix, [] if inside.all() else self._outside(matrix, inside, prefix)
+            inside = (matrix >= self._minima) & (matrix <= self._maxima)
+        return matrix, self._outside(matrix, inside, prefix)
 
     def inputs(self, matrix: Matrix) -> list[dict[str, Any]]:
         """The rows that a matrix was made from, for the log."""
@@ -153,7 +159,7 @@ class Plan:
         return rows
 
     def _quickly(self, rows: Sequence[Any]) -> Matrix | None:
-        """The matrix of rows without a fault; None where there may be one."""
+        """The matrix of rows that may yet hold numbers too large, or none; None where there may be another fault."""
         try:
             picked = list(map(self._pick, rows))
             if not ({dict}.issuperset(map(type, rows)) and {self._width}.issuperset(map(len, rows))):
@@ -161,9 +167,7 @@ class Plan:
             if self._plain:
                 if not {float, int}.issuperset(map(type, chain.from_iterable(picked))):
                     return None
-                matrix = np.array(picked, np.float64)[:, :-1]
-                # false where a number is none
-                return matrix if matrix.min() >= -LARGEST and matrix.max() <= LARGEST else None
+                return np.array(picked, np.float64)[:, :-1]
             matrix = np.empty((len(rows), self._width))
             columns = zip(*picked, strict=True)  # one more than features
             for number, (feature, codes) in enumerate(zip(self._features, self._codes, strict=True)):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -133,3 +134,20 @@ def test_the_worker_that_is_told_of_a_promotion_serves_it(lab: Lab, model: str) 
         assert app.test_client().post("/predict", json=IRIS_ROW).json["model"]["version"] == 2
     finally:
         service.stop()
+
+
+def test_wrong_tokens_from_one_address_are_limited(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic() + 1000
+    monkeypatch.setattr("labstack.api.routes.admin.time.monotonic", lambda: now)
+    client = create_app(lab.settings(api_admin_token="right")).test_client()  # noqa: S106
+
+    def status(token: str, address: str = "10.0.0.1") -> int:
+        headers = {"X-Admin-Token": token} if token else {}
+        return client.post("/reject-next-model", headers=headers, environ_base={"REMOTE_ADDR": address}).status_code
+
+    assert [status("") for _ in range(20)] == [403] * 20  # who sends none guesses nothing
+    assert [status("wrong") for _ in range(10)] == [403] * 10
+    assert [status("wrong"), status("right")] == [429, 429]
+    assert status("wrong", "10.0.0.2") == 403
+    now += 61
+    assert status("right") == 409

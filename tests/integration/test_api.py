@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,7 @@ def test_a_killed_worker_is_replaced_and_reloads_go_on(lab: Lab, tmp_path: Path)
         workers = ask(f"{api.url}/admin/reload", b"", "POST").json["workers"]
         os.kill(workers[0]["pid"], signal.SIGKILL)
 
-        def replaced() -> bool:
-            answer = ask(f"{api.url}/admin/reload", b"", "POST")
-            pids = {worker["pid"] for worker in answer.json.get("workers", [])}
-            return len(pids) == 2 and workers[0]["pid"] not in pids
-
-        wait_until(replaced, 30)
+        wait_until(lambda: replaced(api, workers[0]["pid"]), 30)
         assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
 
 
@@ -142,6 +138,63 @@ def test_without_a_registry_the_api_is_up_and_names_what_it_cannot_reach(tmp_pat
         assert url in ask(f"{api.url}/predict", IRIS_ROW).json["detail"]
         assert ask(f"{api.url}/admin/reload", b"", "POST").status == 503
         assert api.lines("registry unreachable") == told  # said once
+
+
+def test_a_required_production_model_stops_the_start_where_there_is_none(lab: Lab, tmp_path: Path, model: str) -> None:
+    command = ["-m", "gunicorn", "-c", "python:labstack.api.gunicorn_conf", "labstack.api.wsgi:app"]
+    settings = {"require_production_model": "true", "startup_timeout_seconds": 1, "default_model_name": model}
+    own = {"api_port": free_port(), "api_cache_dir": tmp_path / "cache"}
+    for number, uri in enumerate((lab.tracking_uri, f"http://localhost:{free_port()}")):
+        process = start(tmp_path, f"api-{number}", command, "", mlflow_tracking_uri=uri, **settings, **own)
+        assert process.popen.wait(60) == 1
+        said = process.log.read_text()
+        assert f"production version of the model '{model}'" in said or f"{model!r} has no production version" in said
+        assert "Traceback" not in said
+
+
+def test_a_required_production_model_may_come_from_the_registry_or_the_cache(lab: Lab, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"require_production_model": "true", "startup_timeout_seconds": 1}
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, **settings):
+        pass
+    away = f"http://localhost:{free_port()}"
+    with run_api(tmp_path, mlflow_tracking_uri=away, **settings) as api:
+        assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
+
+
+def test_what_workers_count_adds_up_and_never_goes_back(lab: Lab, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, tmpdir=temporary) as api:
+
+        def counted(name: str) -> float:
+            lines = ask(f"{api.url}/metrics").text.splitlines()
+            return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+        for _ in range(20):
+            ask(f"{api.url}/predict", IRIS_ROW)
+        ask(f"{api.url}/predict", {})
+        predictions = 'labstack_predictions_total{model="iris"'
+        wait_until(lambda: counted(predictions) == 20, 10, "all predictions are counted")
+        assert counted("labstack_prediction_seconds_count") == 20
+        assert counted('labstack_problems_total{kind="contract"}') == 1
+        assert counted('labstack_requests_total{endpoint="/predict",status="200"}') == 20
+        assert counted('labstack_requests_total{endpoint="/predict",status="422"}') == 1
+        assert counted('labstack_serving_workers{model="iris"') == 2
+        assert counted("labstack_registry_reachable") == 1
+        for _ in range(3):
+            pids = [worker["pid"] for worker in ask(f"{api.url}/admin/reload", b"", "POST").json["workers"]]
+            os.kill(pids[0], signal.SIGKILL)
+            wait_until(partial(replaced, api, pids[0]), 30, "another worker serves")
+            wait_until(lambda: counted('labstack_serving_workers{model="iris"') == 2, 10, "and says so")
+            assert counted(predictions) == 20
+        slots = {path.stem.rpartition("_")[2] for path in temporary.glob("labstack-api-*/metrics/*.db")}
+        assert 2 <= len(slots) <= 3  # files are those of workers at once, however many there were
+
+
+def replaced(api: Process, pid: int) -> bool:
+    """Whether there are two workers, and none is the one that ended."""
+    pids = {worker["pid"] for worker in ask(f"{api.url}/admin/reload", b"", "POST").json.get("workers", [])}
+    return len(pids) == 2 and pid not in pids
 
 
 @pytest.mark.parametrize(

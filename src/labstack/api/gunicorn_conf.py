@@ -45,6 +45,14 @@ control_socket_disable = True
 logger_class = Logger
 
 
+def on_starting(_server: Arbiter) -> None:
+    """In the arbiter, before it listens."""
+    if _settings.require_production_model:
+        from labstack.api.service import require_production_model  # only now, as it imports numpy
+
+        require_production_model(_settings)
+
+
 def when_ready(server: Arbiter) -> None:
     """In the arbiter, before the first fork: collections must not touch, and so copy, the memory that workers share."""
     control = _service(server.app.wsgi()).control

@@ -114,9 +114,10 @@ class Recorder:
     def _record(self, records: list[Record]) -> None:
         for record in records:
             try:
-                self._window(record.role.served).add(record.matrix)
+                window = self._window(record.role.served)
+                window.add(record.matrix)
                 if self._share == 1 or random.random() < self._share:  # noqa: S311
-                    logs.write("info", "prediction", self._fields(record))
+                    logs.info("prediction", self._fields(record, window.stats))
             except Exception:  # one record that cannot be written must not end the recording of all
                 log.exception("prediction not recorded", request_id=record.request_id)
         self._count(records)
@@ -142,7 +143,7 @@ class Recorder:
             for record in found:
                 observe(record.latency_ms / 1000)
 
-    def _fields(self, record: Record) -> dict[str, Any]:
+    def _fields(self, record: Record, stats: orjson.Fragment) -> dict[str, Any]:
         served = record.role.served
         fields: dict[str, Any] = {
             "endpoint": record.path,
@@ -159,7 +160,7 @@ class Recorder:
             fields["out_of_range"] = [field for field, _ in record.remarks[:LOGGED_ROWS]]
         if self._log_inputs:
             fields["input"] = served.plan.inputs(record.matrix[:LOGGED_ROWS])
-            fields["input_stats"] = self._window(served).stats
+            fields["input_stats"] = stats
         key = "class" if served.contract.task == "classification" else "value"
         outputs: list[dict[str, Any]] = [{key: output} for output in record.predictions.outputs[:LOGGED_ROWS]]
         probabilities = record.predictions.probabilities

@@ -1,16 +1,19 @@
 """What the routes of one worker work with: its settings, its lineups, its recorder."""
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 
 from sqlalchemy import Engine
 
+from labstack import registry
 from labstack.api.problems import Problem
 from labstack.api.recorder import Recorder
+from labstack.api.serving.cache import Cache
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
 from labstack.api.serving.lineup import Lineup, Role
-from labstack.mlflow_rest import MlflowRest
+from labstack.mlflow_rest import MlflowRest, RegistryError
 from labstack.settings import Settings, without_credentials
 from labstack.store.database import connect, migrate
 
@@ -76,3 +79,18 @@ class Service:
             return Problem(503, "no-production-model", detail)
         names = ", ".join(sorted(self.follower.lineups)) or "none"
         return Problem(404, "unknown-model", f"The registry knows no model {model!r}; served are: {names}.")
+
+
+def require_production_model(settings: Settings) -> None:
+    """Exit unless the default model has a production version: in the registry, or in the cache while that is away."""
+    model = settings.default_model_name
+    client = MlflowRest(settings.mlflow_tracking_uri)  # not the workers': connections must not be there at the fork
+    try:
+        registry.wait(client, settings.startup_timeout_seconds)
+        there = registry.living_production(client, model) is not None
+        why = f"The model {model!r} has no production version"
+    except RegistryError as error:
+        there = any(record.model == model for record, _ in Cache(settings.api_cache_dir, client).recall())
+        why = f"{error} And the cache holds no production version of the model {model!r}"
+    if not there:
+        sys.exit(f"{why}, and REQUIRE_PRODUCTION_MODEL is set. Train one: ./run_all.sh train")
