@@ -44,6 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run tests/containers on this machine's engine; `offline` where no image registry can be reached",
     )
 
+    parser.addoption("--stress", action="store_true", help="run tests/stress, which takes minutes")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each of several processes runs whole files, and one of them all that needs the engine, of which there is one."""
@@ -199,9 +201,10 @@ class Relay:
         self._port = free_port()
         self._connections: list[socket.socket] = []
         self.url = f"http://localhost:{self._port}"
+        self.delay_seconds = 0.0
 
     def open(self) -> None:
-        target = self._target
+        target, relay = self._target, self
 
         connections = self._connections
 
@@ -214,6 +217,7 @@ class Relay:
                         for end in select.select(list(ends), [], [])[0]:
                             if not (data := end.recv(65536)):
                                 return
+                            time.sleep(relay.delay_seconds)
                             ends[end].sendall(data)
 
         socketserver.ThreadingTCPServer.allow_reuse_address = True

@@ -7,8 +7,10 @@ and stay there, and the others' cores idle. So each worker says in shared memory
 
 import ctypes
 import mmap
+import selectors
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from gunicorn.workers.base import Worker
@@ -53,9 +55,23 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
         super().accept(listener)
         _open[self.slot] = self.nr_conns
 
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """Called when a request is answered. A caller who was told that its connection lives may be about to use it.
+
+        So a worker that was told to stop meanwhile keeps it a little longer, and says with the next answer that it
+        closes; gunicorn 25 would close at once, and the caller's next request be lost.
+        """
+        if not self.alive and not fs.cancelled() and fs.exception() is None and fs.result() is True:
+            conn.sock.setblocking(False)
+            conn.set_timeout()
+            self.keepalived_conns.append(conn)
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_client_socket_readable, conn))
+        else:
+            super().finish_request(conn, fs)
+
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Called in a loop for as long as the worker lives."""
-        super().wait_for_and_dispatch_events(timeout)
+        """Called in a loop for as long as the worker lives; often enough to end idle connections in time."""
+        super().wait_for_and_dispatch_events(min(timeout, 1.0))
         _open[self.slot] = self.nr_conns if self._accepting else NOBODY
 
     def _leave_it_to_another(self) -> bool:

@@ -24,6 +24,15 @@ class Served:
     plan: Plan
     predictor: Predictor
 
+    @cached_property
+    def texts(self) -> tuple[bytes, ...]:
+        """What stands before each cell of a row's result in JSON: class, confidence and probabilities, or value."""
+        if self.contract.task == "regression":
+            return (b'{"value":',)
+        first, *others = (orjson.dumps(name) + b":" for name in self.contract.classes)
+        probabilities = (b',"probabilities":{' + first, *(b"," + other for other in others))
+        return b'{"class":', b',"confidence":', *probabilities
+
     @property
     def model(self) -> str:
         return self.record.model
