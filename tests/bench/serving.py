@@ -224,8 +224,8 @@ def wrk(service: Service, model: str, folder: Path, connections: int, seconds: i
 
     return Measured(
         float(found(r"Requests/sec:\s+([\d.]+)")),
-        milliseconds(found(r"50%\s+(\S+)")),
-        milliseconds(found(r"99%\s+(\S+)")),
+        milliseconds(found(r"\n\s+50%\s+(\S+)")),
+        milliseconds(found(r"\n\s+99%\s+(\S+)")),
         used / int(found(r"(\d+) requests in")) * 1e6,
     )
 
@@ -318,10 +318,10 @@ def report(
     )
     lines += [
         "",
-        f"At 64 connections half of the answers come within {p50:.1f} ms and 99% within {p99:.1f} ms ({p99 / p50:.1f}x; "
-        f"empty Flask: {floor99 / floor50:.1f}x). 1,000 rows in one request, against parsing and predicting them "
-        f"within a process: {batch}. Two workers with both models take {memory[0]:.0f} MB, pages that they share "
-        f"counted once ({memory[1]:.0f} MB where each counts its own); from gunicorn's start to the first prediction "
+        f"At 64 connections half of the answers come within {p50:.1f} ms and 99% within {p99:.1f} ms, "
+        f"{p99 / p50:.1f}x (empty Flask: {floor99 / floor50:.1f}x). 1,000 rows in one request, against parsing and "
+        f"predicting them within a process: {batch}. Two workers with both models take {memory[0]:.0f} MB, pages that "
+        f"they share counted once ({memory[1]:.0f} MB where each counts its own); from gunicorn's start to the first prediction "
         f"it is {start_seconds:.1f} s.",
         "",
     ]

@@ -75,6 +75,7 @@ def post_fork(_server: Arbiter, worker: Worker) -> None:
 def post_worker_init(worker: Worker) -> None:
     """Start the worker's service before it takes requests."""
     _service(worker.wsgi).start()
+    worker.is_quick = worker.wsgi.wsgi_app.is_quick
 
 
 def worker_exit(_server: Arbiter, worker: Worker) -> None:

@@ -165,8 +165,8 @@ class Recorder:
         outputs: list[dict[str, Any]] = [{key: output} for output in record.predictions.outputs[:LOGGED_ROWS]]
         probabilities = record.predictions.probabilities
         if probabilities is not None:
-            for output, confidence in zip(outputs, probabilities[:LOGGED_ROWS].max(axis=1).tolist(), strict=True):
-                output["confidence"] = confidence
+            for output, row in zip(outputs, probabilities[:LOGGED_ROWS].tolist(), strict=True):
+                output["confidence"] = max(row)
         fields["prediction"] = outputs
         return fields
 

@@ -1,4 +1,8 @@
-"""gunicorn's threaded worker, which leaves a new connection to another worker that has fewer.
+"""gunicorn's threaded worker, which answers what is quick at once, and shares connections with the other workers.
+
+A request that is handed to a thread and back costs more than a prediction of a row: two changes of threads, each of
+which waits for Python's lock. So where a connection that is kept alive holds a whole small request, and whoever knows
+the application says that it is quick, the loop that found it answers it. All else goes to the threads.
 
 All workers wait on one listening socket and all are woken by a new connection; whichever is quicker takes it. A burst
 of connections that are then kept alive, as load balancers and clients with pools open them, may land on one worker
@@ -7,9 +11,11 @@ and stay there, and the others' cores idle. So each worker says in shared memory
 
 import ctypes
 import mmap
+import re
 import selectors
+import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -20,6 +26,10 @@ SLOTS = 128  # more than workers at a time, old and new ones while gunicorn relo
 NOBODY = -1
 PATIENCE_SECONDS = 0.05  # whoever does not take a connection within this time is busy or gone
 PAUSE_SECONDS = 0.0002
+
+QUICK_BYTES = 8192  # of a whole request; as many as gunicorn reads at once
+QUICK_REQUEST = re.compile(rb"POST ([\x21-\x7e]+) HTTP/1\.1\r\n")
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,5})(?:\r\n|$)", re.IGNORECASE)
 
 # Made once, in the arbiter, and shared by all that are forked. Each worker writes its own slot, and the arbiter that of
 # a worker that ended.
@@ -40,6 +50,7 @@ def forget(worker: Worker) -> None:
 class FairWorker(ThreadWorker):  # type: ignore[misc]
     """Takes a new connection when no other worker has fewer, or when nobody else took it for a moment."""
 
+    is_quick: Callable[[str], bool] = staticmethod(lambda _path: False)  # set by whoever knows the application
     _refusing_since = _last_refusal = 0.0
 
     def init_process(self) -> None:
@@ -55,13 +66,44 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
         super().accept(listener)
         _open[self.slot] = self.nr_conns
 
-    def finish_request(self, conn: Any, fs: Any) -> None:
-        """Called when a request is answered. A caller who was told that its connection lives may be about to use it.
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        """Called when a connection that was kept alive holds something to read, or was closed by the caller."""
+        if not (self.alive and self._holds_a_quick_request(client)):
+            super().on_client_socket_readable(conn, client)
+            return
+        self.keepalived_conns.remove(conn)
+        if self.handle(conn) is True:
+            client.setblocking(False)
+            conn.set_timeout()
+            self.keepalived_conns.append(conn)  # it stays in the poller
+        else:
+            self.poller.unregister(client)
+            self.nr_conns -= 1
+            conn.close()
 
-        So a worker that was told to stop meanwhile keeps it a little longer, and says with the next answer that it
-        closes; gunicorn 25 would close at once, and the caller's next request be lost.
+    def _holds_a_quick_request(self, client: Any) -> bool:
+        try:
+            data = client.recv(QUICK_BYTES, socket.MSG_PEEK)
+        except OSError:
+            return False
+        head, _, body = data.partition(b"\r\n\r\n")
+        asked = QUICK_REQUEST.match(head)
+        length = CONTENT_LENGTH.search(head)
+        if asked is None or length is None or int(length[1]) != len(body):
+            return False
+        return self.is_quick(asked[1].decode("ascii"))
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """Called when a request is answered, and the caller may have been told that its connection lives.
+
+        It may hold another request that was read with this one, which no poller would tell of; and its caller may be
+        about to send one to a worker that was told to stop meanwhile. Such a worker keeps the connection a little
+        longer, and says with the next answer that it closes. gunicorn 25 would lose both.
         """
-        if not self.alive and not fs.cancelled() and fs.exception() is None and fs.result() is True:
+        lives = not fs.cancelled() and fs.exception() is None and fs.result() is True
+        if lives and conn.parser.unreader.buf.getbuffer().nbytes:
+            self.enqueue_req(conn)
+        elif lives and not self.alive:
             conn.sock.setblocking(False)
             conn.set_timeout()
             self.keepalived_conns.append(conn)

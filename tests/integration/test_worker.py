@@ -1,0 +1,124 @@
+"""What a kept-alive connection may hold when the worker looks: whole requests, halves, several, or none."""
+
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api
+
+BODY = json.dumps(IRIS_ROW).encode()
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+CHUNKED = HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n"
+CHUNKED %= len(BODY), BODY
+WHOLE = HEAD % len(BODY) + BODY
+
+
+@pytest.fixture(scope="module")
+def api(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with run_api(tmp_path_factory.mktemp("api"), mlflow_tracking_uri=lab.tracking_uri) as process:
+        yield process
+
+
+@pytest.fixture
+def connection(api: Process) -> Iterator[socket.socket]:
+    """A connection that has answered once, and is kept alive."""
+    with closing(socket.create_connection(("localhost", int(api.url.rpartition(":")[2])), timeout=15)) as connection:
+        connection.sendall(WHOLE)
+        assert answers(connection, 1) == [200]
+        yield connection
+
+
+def answers(connection: socket.socket, number: int) -> list[int]:
+    """The statuses of so many answers; each body is read to its end."""
+    statuses: list[int] = []
+    data = b""
+    while len(statuses) < number:
+        head, separator, rest = data.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        if separator and length and len(rest) >= int(length[1]):
+            statuses.append(int(head.split()[1]))
+            data = rest[int(length[1]) :]
+        elif chunk := connection.recv(65536):
+            data += chunk
+        else:
+            break
+    return statuses
+
+
+@pytest.mark.parametrize("cut", [1, 20, len(WHOLE) - len(BODY), len(WHOLE) - 1])
+def test_a_request_that_comes_in_two_halves_is_answered(connection: socket.socket, cut: int) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.sendall(WHOLE[:cut])
+    time.sleep(0.2)  # so that the worker meets the first half alone
+    connection.sendall(WHOLE[cut:])
+    assert answers(connection, 1) == [200]
+
+
+def test_requests_that_come_together_are_all_answered(connection: socket.socket) -> None:
+    connection.sendall(WHOLE * 5)
+    assert answers(connection, 5) == [200] * 5
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (WHOLE.replace(b"POST", b"GET"), 405),
+        (WHOLE.replace(b"/predict", b"/nowhere"), 404),
+        (WHOLE.replace(b"/predict", b"/models/nobody/predict"), 404),
+        (HEAD % 1 + b"{", 400),
+        (HEAD % 2 + b"{}", 422),
+        (WHOLE.replace(b"Content-Type: application/json", b"Content-Type: text/plain"), 415),
+        (
+            HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked")
+            + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
+            200,
+        ),
+        (HEAD % (len(BODY) + 20_000) + BODY + b" " * 20_000, 200),
+        (WHOLE.replace(b"Content-Type", b"Expect: 100-continue\r\nContent-Type"), 100),
+    ],
+)
+def test_other_requests_are_answered_as_on_a_new_connection(
+    connection: socket.socket, sent: bytes, status: int
+) -> None:
+    connection.sendall(sent)
+    if status == 100:
+        assert connection.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        status = 200
+    assert answers(connection, 1) == [status]
+    connection.sendall(WHOLE)
+    assert answers(connection, 1) == [200]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"nonsense\r\n\r\n", b"POST /predict HTTP/1.1\r\nContent-Length: 1\r\n: x\r\n\r\n{", b"\x00" * 9000]
+)
+def test_what_is_no_http_ends_its_connection_alone(connection: socket.socket, api: Process, sent: bytes) -> None:
+    connection.sendall(sent)
+    assert answers(connection, 1) in ([400], [431], [])
+    assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
+
+
+def test_a_connection_is_closed_when_it_was_idle_for_long(connection: socket.socket) -> None:
+    for _ in range(3):
+        connection.sendall(WHOLE)
+        assert answers(connection, 1) == [200]
+    began = time.monotonic()
+    assert connection.recv(1) == b""
+    assert 4 < time.monotonic() - began < 12
+
+
+def test_callers_that_leave_are_no_error(api: Process, lab: Lab, tmp_path: Path) -> None:
+    for sent in (b"", WHOLE[:30], WHOLE):
+        left = socket.create_connection(("localhost", int(api.url.rpartition(":")[2])))
+        left.sendall(WHOLE)
+        assert answers(left, 1) == [200]
+        left.sendall(sent)
+        left.close()
+    assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
+    assert [line for line in api.lines() if line["level"] in ("error", "critical")] == []
