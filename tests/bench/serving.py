@@ -210,7 +210,9 @@ def measure(
 def wrk(service: Service, model: str, folder: Path, connections: int, seconds: int) -> Measured:
     body = json.dumps(service.body)
     script = folder / "post.lua"
-    script.write_text(f"wrk.method = 'POST'\nwrk.headers['Content-Type'] = 'application/json'\nwrk.body = [[{body}]]\n")
+    script.write_text(
+        f"wrk.method = 'POST'\nwrk.headers['Content-Type'] = 'application/json'\nwrk.body = [==[{body}]==]\n"
+    )
     before = cpu_seconds(service.pids[model])
     options = ["-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", str(script)]
     said = subprocess.run(["wrk", *options, service.urls[model]], capture_output=True, text=True, check=True).stdout
@@ -321,8 +323,8 @@ def report(
         f"At 64 connections half of the answers come within {p50:.1f} ms and 99% within {p99:.1f} ms, "
         f"{p99 / p50:.1f}x (empty Flask: {floor99 / floor50:.1f}x). 1,000 rows in one request, against parsing and "
         f"predicting them within a process: {batch}. Two workers with both models take {memory[0]:.0f} MB, pages that "
-        f"they share counted once ({memory[1]:.0f} MB where each counts its own); from gunicorn's start to the first prediction "
-        f"it is {start_seconds:.1f} s.",
+        f"they share counted once ({memory[1]:.0f} MB where each counts its own); from gunicorn's start to the first "
+        f"prediction it is {start_seconds:.1f} s.",
         "",
     ]
     return "\n".join(lines)

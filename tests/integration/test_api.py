@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import threading
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from labstack import registry
+from labstack.settings import ROOT
 from tests.conftest import IRIS_ROW, Lab, Process, Relay, ask, free_port, run_api, start, wait_until
 
 
@@ -29,6 +31,7 @@ def test_every_worker_serves_and_each_prediction_is_one_log_line(lab: Lab, tmp_p
     assert sorted(line["request_id"] for line in lines) == sorted(f"id-{n}" for n in range(20))
     line = lines[0]
     assert list(line)[:3] == ["timestamp", "level", "message"]
+    assert set(line) | {"out_of_range"} == documented_fields()
     assert (line["endpoint"], line["status"], line["rows"]) == ("/predict", 200, 1)
     assert (line["model"], line["version"], line["role"], line["runtime"]) == ("iris", 1, "production", "onnx")
     assert line["input"] == [IRIS_ROW]
@@ -36,6 +39,12 @@ def test_every_worker_serves_and_each_prediction_is_one_log_line(lab: Lab, tmp_p
     assert 0 < line["latency_ms"] < 10_000
     assert len(api.lines("request failed")) == 1
     assert all(text.startswith("{") for text in api.log.read_text().splitlines())
+
+
+def documented_fields() -> set[str]:
+    """The fields of a prediction's log line, as the README lists them."""
+    listed = (ROOT / "README.md").read_text().partition("is one JSON line in")[2].partition("A line")[0]
+    return set(re.findall(r"`([a-z_]+)`", listed))
 
 
 def test_tokens_and_inputs_stay_out_of_the_log_and_large_bodies_out_of_memory(lab: Lab, tmp_path: Path) -> None:
@@ -179,7 +188,7 @@ def test_what_workers_count_adds_up_and_never_goes_back(lab: Lab, tmp_path: Path
         assert counted('labstack_problems_total{kind="contract"}') == 1
         assert counted('labstack_requests_total{endpoint="/predict",status="200"}') == 20
         assert counted('labstack_requests_total{endpoint="/predict",status="422"}') == 1
-        assert counted('labstack_serving_workers{model="iris"') == 2
+        wait_until(lambda: counted('labstack_serving_workers{model="iris"') == 2, 10, "both workers serve")
         assert counted("labstack_registry_reachable") == 1
         for _ in range(3):
             pids = [worker["pid"] for worker in ask(f"{api.url}/admin/reload", b"", "POST").json["workers"]]

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import subprocess
+import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -87,6 +88,21 @@ def test_a_killed_worker_takes_no_more_with_it_than_it_held(lab: Lab, versions: 
     lost = [one for one in seen if one.failure]
     assert len(lost) <= kills * clients
     assert_right([one for one in seen if not one.failure], versions)
+
+
+def test_a_worker_that_hangs_is_replaced_and_new_callers_do_not_wait(
+    lab: Lab, versions: Versions, tmp_path: Path
+) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri) as api:
+        hung = min(workers(api))
+        os.kill(hung, signal.SIGSTOP)
+        began = time.monotonic()
+        answers = [ask(api.url + versions.path, ROW).status for _ in range(20)]
+        assert answers == [200] * 20
+        assert time.monotonic() - began < 20  # gunicorn ends the worker after 30 s
+        wait_until(lambda: hung not in workers(api) and len(workers(api)) == 2, 60, "another worker")
+        reload(api)
+        assert len(api.lines("prediction")) == 20
 
 
 def test_a_reload_of_gunicorn_loses_nothing(lab: Lab, versions: Versions, tmp_path: Path) -> None:

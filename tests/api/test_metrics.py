@@ -1,0 +1,51 @@
+"""Metrics: what is counted, and that the README says so."""
+
+import re
+from typing import Any
+
+from flask import Flask
+from prometheus_client import Counter
+from prometheus_client.metrics import MetricWrapperBase
+
+from labstack.api import metrics
+from labstack.settings import ROOT
+from tests.conftest import IRIS_ROW, wait_until
+
+
+def test_the_readme_lists_every_metric() -> None:
+    own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
+    assert all(metric.__class__.__name__ in ("Counter", "Gauge", "Histogram") for metric in own)
+    names = {metric._name + ("_total" if isinstance(metric, Counter) else "") for metric in own}
+    assert set(re.findall(r"^\| `(labstack_\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)) == names
+
+
+def test_every_failure_is_counted_by_its_kind(app: Flask) -> None:
+    client = app.test_client()
+
+    def counted(kind: str) -> float:
+        return metrics.total(metrics.problems, kind=kind).get((), 0)
+
+    requests: dict[str, dict[str, Any]] = {
+        "contract": {"json": {}},
+        "json": {"data": "{", "content_type": "application/json"},
+        "content-type": {"data": "{}"},
+        "too-many-rows": {"json": [{}] * 10_001},
+    }
+    for kind, request in requests.items():
+        before = counted(kind)
+        client.post("/predict", **request)
+        assert counted(kind) == before + 1, kind
+
+
+def test_values_beyond_the_range_of_training_are_counted_and_named(app: Flask) -> None:
+    service = app.extensions["labstack"]
+    service.recorder.start()
+    labels = {"model": "iris", "version": "1", "role": "production"}
+    before = metrics.total(metrics.outside, **labels).get((), 0)
+    answer = (
+        app.test_client().post("/predict", json=[IRIS_ROW, IRIS_ROW | {"petal_width": 99, "petal_length": -1}]).json
+    )
+    fields = [warning["field"] for warning in answer["warnings"]]
+    assert fields == ["rows[1].petal_length", "rows[1].petal_width"]
+    wait_until(lambda: metrics.total(metrics.outside, **labels).get((), 0) == before + 2, 10, "both are counted")
+    service.recorder.stop()
