@@ -35,6 +35,10 @@ def test_a_line_that_is_too_long_is_shortened() -> None:
     assert said["text"].endswith("the end")
 
 
+def test_a_text_that_grows_in_json_is_shortened_too() -> None:
+    assert len(logs._line({"message": "x", "endpoint": "\x01" * 1300}).encode()) <= logs.LINE_BYTES
+
+
 def test_nobody_waits_for_a_reader_and_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "WAITING_LINES", 100)
     stream, dropped = Blocked(), []

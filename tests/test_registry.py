@@ -121,9 +121,12 @@ def test_the_rollout_of_a_canary_changes_and_is_recorded(lab: Lab, engine: Engin
 def test_a_canary_is_accepted(lab: Lab, engine: Engine, model: str) -> None:
     registry.promote(lab.registry, engine, model, 1, reason="first")
     with pytest.raises(RegistryError, match="no canary"):
-        registry.accept_canary(lab.registry, engine, model, reason="good")
+        registry.accept_canary(lab.registry, engine, model, None, reason="good")
     registry.start_canary(lab.registry, engine, model, 2, TENTH, reason="try")
-    registry.accept_canary(lab.registry, engine, model, reason="good", who="me")
+    for tried in (None, 3):
+        with pytest.raises(RegistryError, match="nobody tried it"):
+            registry.accept_canary(lab.registry, engine, model, tried, reason="good")
+    registry.accept_canary(lab.registry, engine, model, 2, reason="good", who="me")
     assert registry.roles(lab.registry, model) == Roles(production=2, previous=1)
     assert {move.actor for move in history(engine, model)[:3]} == {"me"}
 
@@ -190,7 +193,8 @@ def test_a_move_that_fails_midway_is_undone(
         if move == "promote":
             registry.promote(failing, engine, model, 3, reason="cut")
         else:
-            getattr(registry, move)(failing, engine, model, reason="cut")
+            tried = (3,) if move == "accept_canary" else ()
+            getattr(registry, move)(failing, engine, model, *tried, reason="cut")
     assert registry.roles(lab.registry, model) == before
     assert moves(engine, model) == rows
 

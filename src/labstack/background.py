@@ -1,6 +1,7 @@
 """Work that is done beside its callers, who never wait for it."""
 
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -55,5 +56,8 @@ class Background(Generic[T]):
                     things.append(self._queue.get_nowait())
             found = [thing for thing in things if thing is not None]
             ended = len(found) < len(things)
-            if found:
-                self._do(found)
+            try:
+                if found:
+                    self._do(found)
+            except Exception:  # the next ones may be done
+                logging.getLogger(__name__).exception("not done")

@@ -98,11 +98,19 @@ def _line(fields: dict[str, Any]) -> str:
         fields["shortened"] = True
         for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
             value = fields[name]  # of a text, as a traceback, the end says most
-            fields[name] = f"… {value[-1000:]}" if isinstance(value, str) else f"{sizes[name]} bytes, left out"
+            fields[name] = _end(value) if isinstance(value, str) else f"{sizes[name]} bytes, left out"
             text = _dumps(fields)
             if len(text) <= LINE_BYTES:
                 break
     return text.decode()
+
+
+def _end(text: str) -> str:
+    """The end of a text, as much as 1,000 bytes of JSON hold."""
+    end = text[-1000:]
+    while len(_dumps(end)) > 1000:
+        end = end[len(end) // 2 :]
+    return f"… {end}"
 
 
 def _dumps(value: object) -> bytes:

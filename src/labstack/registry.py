@@ -151,11 +151,15 @@ def start_canary(
     return _move(client, engine, model, change, reason, who)
 
 
-def accept_canary(client: MlflowRest, engine: Engine, model: str, *, reason: str, who: str = "") -> Roles:
-    """Make the canary production; the one it takes the place of becomes `previous`. The roles then."""
+def accept_canary(
+    client: MlflowRest, engine: Engine, model: str, tried: int | None, *, reason: str, who: str = ""
+) -> Roles:
+    """Make the canary production, if it is the version that was `tried`. The roles then."""
 
     def change(now: Roles) -> Roles:
         number = _require_canary(model, now)
+        if number != tried:
+            raise RegistryError(f"Version {number} of {model!r} is the canary by now, and nobody tried it.")
         _require_ready(client, model, number)
         outgoing = now.production if _living(client, model, now.production) else None
         return Roles(number, None, outgoing)

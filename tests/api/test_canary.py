@@ -14,7 +14,7 @@ from labstack import registry
 from labstack.api import metrics
 from labstack.api.app import create_app
 from labstack.api.service import Service
-from labstack.contract import Contract, Feature
+from labstack.contract import Contract, Feature, Plan
 from labstack.registry import Rollout
 from labstack.store.audit import history
 from tests.api.test_follower import stored
@@ -216,6 +216,48 @@ def test_a_shadow_predicts_beside_and_is_counted(app: Flask, client: FlaskClient
     assert shadow() == {"agreed": 5, "differed": 0, "failed": 0}
     status = client.get("/canary-status").json
     assert (status["production"]["requests"], status["canary"]["requests"]) == (5, 0)
+
+
+def test_a_shadow_with_its_columns_in_another_order_predicts_the_same_row(
+    app: Flask, client: FlaskClient, lab: Lab, model: str
+) -> None:
+    name = f"{model}_turned"
+    lab.train("iris", model=name)
+    version = lab.train("iris", model=name)
+    folder = stored(lab, name, version)
+    contract = Contract.read(folder)
+    app.extensions["labstack"].follower.sync()
+    assert client.post("/update-model", json={"model": name, "version": version, "weight": 1, "mode": "shadow"}).json
+    canary = app.extensions["labstack"].follower.lineups[name].canary.served
+    seen: list[Any] = []
+    plan = Plan(contract.model_copy(update={"features": contract.features[::-1]}))
+    object.__setattr__(canary, "plan", plan)
+    object.__setattr__(canary.predictor, "predict", lambda matrix: seen.append(matrix.tolist()))  # and answers nothing
+    client.post(f"/models/{name}/predict", json=IRIS_ROW)
+    client.post(f"/v2/models/{name}/versions/{version}/infer", json={"inputs": []})
+    wait_until(lambda: seen, 10, "the canary predicted")
+    assert seen == [[list(IRIS_ROW.values())[::-1]]]
+    lab.client.delete_registered_model(name)
+
+
+def test_what_nobody_tried_is_not_accepted(app: Flask, client: FlaskClient, lab: Lab, model: str) -> None:
+    assert client.post("/update-model", json={"version": 2}).status_code == 200
+    lab.client.set_registered_model_alias(model, "canary", "3")
+    answer = client.post("/accept-next-model")
+    assert (answer.status_code, "nobody tried it" in answer.text) == (409, True)
+
+
+def test_a_move_is_not_held_up_by_what_is_wrong_with_another_model(
+    client: FlaskClient, lab: Lab, app: Flask, model: str
+) -> None:
+    name = f"{model}_broken"
+    lab.train("iris", model=name)
+    (stored(lab, name, 1) / "model.onnx").write_bytes(b"damaged")
+    try:
+        assert client.post("/update-model", json={"version": 2}).status_code == 200
+        assert client.post("/admin/reload").status_code == 503
+    finally:
+        lab.client.delete_registered_model(name)
 
 
 def test_a_shadow_that_fails_or_differs_is_counted_and_harms_nobody(

@@ -18,7 +18,7 @@ def test_each_reload_raises_the_generation_by_one_even_at_once(tmp_path: Path) -
 
 def test_states_come_back_and_are_forgotten(tmp_path: Path) -> None:
     control = Control(tmp_path)
-    states = [WorkerState(1, 4, {"iris": {"production": 2}}), WorkerState(22, -1, {}, ("not reached",))]
+    states = [WorkerState(1, 4, {"iris": {"production": 2}}), WorkerState(22, -1, {}, {"": "not reached"})]
     for state in reversed(states):
         control.report(state)
     assert control.states() == states

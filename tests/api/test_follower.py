@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import skops.io
@@ -17,6 +18,8 @@ from labstack.api.app import create_app
 from labstack.api.service import Service
 from labstack.api.serving.follower import Patience
 from labstack.contract import Contract, Plan
+from labstack.mlflow_rest import RegistryError, RegistryUnreachableError, Version
+from labstack.registry import Rollout
 from tests.conftest import IRIS_ROW, Lab, free_port, wait_until
 
 
@@ -94,14 +97,77 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_visible(
     assert f"Version 2 of '{trained}' could not be loaded" in service.follower.following.load_errors[trained]
     assert "iris" in service.follower.lineups
     [state] = service.control.states()
-    assert any("Version 2" in error for error in state.errors)
+    assert any("Version 2" in error for error in state.errors.values())
     path.write_bytes(whole)
     service.follower.sync()
     assert service.follower.lineups[trained].production.served.version == 1  # not fetched at each look
     service.control.raise_desired()
     service.follower.sync()
     assert service.follower.lineups[trained].production.served.version == 2
-    assert service.follower.following.errors == ()
+    assert service.follower.following.errors == {}
+
+
+def test_a_worker_that_starts_beside_a_bad_promotion_serves_what_was_served_before(
+    service: Service, lab: Lab, trained: str
+) -> None:
+    (stored(lab, trained, 2) / "model.onnx").write_bytes(b"damaged")
+    registry.promote(lab.registry, lab.engine, trained, 2, reason="bad")
+    for _ in range(2):
+        started: Service = create_app(service.settings).extensions["labstack"]
+        started.follower.sync()
+        assert started.follower.lineups[trained].production.served.version == 1
+        assert "Version 2" in started.follower.following.load_errors[trained]
+
+
+def test_files_that_do_not_come_harm_no_other_model(
+    service: Service, lab: Lab, model: str, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.promote(lab.registry, lab.engine, trained, 2, reason="slow")
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
+    real = service.client.download
+
+    def download(name: str, *arguments: Any) -> None:
+        if name == trained:
+            raise RegistryUnreachableError("http://registry.example")
+        real(name, *arguments)
+
+    monkeypatch.setattr(service.client, "download", download)
+    shutil.rmtree(service.settings.api_cache_dir)
+    service.follower.sync()
+    assert service.follower.lineups[model].production.served.version == 1
+    assert service.follower.lineups[trained].production.served.version == 1
+    assert service.follower.following.registry_error is None
+
+
+def test_a_canary_stays_while_the_registry_cannot_be_asked_about_it(
+    service: Service, lab: Lab, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
+    registry.start_canary(lab.registry, lab.engine, model, 2, Rollout(1, "split"), reason="try")
+    service.follower.sync()
+    before = service.follower.lineups[model]
+    real = service.client.version
+
+    def version(name: str, number: int) -> Version:
+        if number == 2:
+            raise RegistryError("database is locked")
+        return real(name, number)
+
+    monkeypatch.setattr(service.client, "version", version)
+    service.follower.sync()
+    assert service.follower.lineups[model] is before
+    lab.client.delete_model_version(model, "2")
+    monkeypatch.undo()
+    service.control.raise_desired()
+    service.follower.sync()
+    assert service.follower.lineups[model].canary is None
+
+
+def test_a_deleted_production_version_is_served_no_more(service: Service, lab: Lab, trained: str) -> None:
+    lab.client.delete_model_version(trained, "1")
+    service.follower.sync()
+    assert trained not in service.follower.lineups
+    assert "has no version 1" in service.follower.following.load_errors[trained]
 
 
 def test_a_version_that_does_not_predict_its_sample_is_refused(service: Service, lab: Lab, trained: str) -> None:
@@ -145,7 +211,7 @@ def test_a_damaged_cache_heals_itself(service: Service, lab: Lab, trained: str) 
     assert trained in restarted.follower.following.load_errors
     restarted.control.raise_desired()
     restarted.follower.sync()
-    assert restarted.follower.following.errors == ()
+    assert restarted.follower.following.errors == {}
     assert restarted.lineup(trained).production.served.version == 1
 
 
@@ -182,7 +248,7 @@ def test_a_follower_that_cannot_report_goes_on_and_says_so(lab: Lab) -> None:
         service.control.folder.write_text("a file where the folder was")
         wait_until(lambda: "cannot report" in (service.follower.following.registry_error or ""), 10)
         service.control.folder.unlink()
-        wait_until(lambda: service.follower.following.errors == (), 10)
+        wait_until(lambda: service.follower.following.errors == {}, 10)
     finally:
         service.follower.stop()
 

@@ -169,7 +169,7 @@ def test_without_a_production_version_the_command_to_run_is_named(lab: Lab, mode
 
 def test_only_production_is_served(lab: Lab, app: Flask, model: str) -> None:
     registry.promote(lab.registry, lab.engine, model, 1, reason="first")
-    registry.start_canary(lab.registry, lab.engine, model, 2, Rollout(0.1, "split"), reason="try")
+    registry.start_canary(lab.registry, lab.engine, model, 2, Rollout(0, "split"), reason="try")
     follower = app.extensions["labstack"].follower
     follower.sync()
     assert app.test_client().post(f"/models/{model}/predict", json=IRIS_ROW).json["model"]["version"] == 1

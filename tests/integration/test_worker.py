@@ -104,6 +104,16 @@ def test_what_is_no_http_ends_its_connection_alone(connection: socket.socket, ap
     assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
 
 
+def test_a_request_that_comes_while_another_is_answered_is_not_lost(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for number in range(300):
+        connection.sendall(WHOLE)
+        for _ in range(number % 20 * 50):
+            pass  # so that the second comes a little later each time
+        connection.sendall(WHOLE)
+        assert answers(connection, 2) == [200, 200]
+
+
 def test_a_connection_is_closed_when_it_was_idle_for_long(connection: socket.socket) -> None:
     for _ in range(3):
         connection.sendall(WHOLE)
@@ -111,6 +121,26 @@ def test_a_connection_is_closed_when_it_was_idle_for_long(connection: socket.soc
     began = time.monotonic()
     assert connection.recv(1) == b""
     assert 4 < time.monotonic() - began < 12
+
+
+def test_a_caller_that_never_reads_holds_up_nobody(lab: Lab, tmp_path: Path) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_workers=1) as api:
+        with closing(socket.create_connection(("localhost", int(api.url.rpartition(":")[2])))) as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.sendall(WHOLE)
+            assert answers(deaf, 1) == [200]
+            deaf.settimeout(0.5)
+            sent = 0
+            while sent < 20_000:  # one at a time, as whoever waits for the answer would send them
+                try:
+                    deaf.sendall(WHOLE)
+                except TimeoutError:
+                    break
+                sent += 1
+                if sent % 50 == 0:
+                    assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
+            assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
+        assert [line for line in api.lines() if "WORKER TIMEOUT" in line["message"]] == []
 
 
 def test_callers_that_leave_are_no_error(api: Process, lab: Lab, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import orjson
 from orjson import Fragment
 
 from labstack.api.problems import PredictionFailedError, Problem
-from labstack.api.recorder import Record, Shadow
+from labstack.api.recorder import SHADOWED_ROWS, Record, Shadow
 from labstack.api.service import Service
 from labstack.api.serving.lineup import Lineup, Role, Served
 from labstack.api.serving.predictor import Predictions
@@ -70,8 +70,8 @@ def run(
     service.recorder.put(
         Record(call.endpoint, call.path, call.request_id, latency_ms, role, matrix, remarks, predictions)
     )
-    if lineup.canary is not None and (shadow := lineup.shadow(call.key)):
-        service.recorder.shadow(Shadow(shadow, matrix, predictions))
+    if role is lineup.production and (shadow := lineup.shadow(call.key)):
+        service.recorder.shadow(Shadow(shadow, rows[:SHADOWED_ROWS], predictions.outputs[:SHADOWED_ROWS]))
     return Predicted(role, predictions, remarks)
 
 

@@ -26,6 +26,7 @@ from labstack.settings import Settings
 LOGGED_ROWS = 10  # of one request; a line of the log must stay one that people and collectors can read
 WAITING_RECORDS = 10_000
 WAITING_SHADOWS = 1_000
+SHADOWED_ROWS = 100  # of one request, so that what waits stays small
 WINDOW_ROWS = 1_000
 WINDOW_SECONDS = 1.0  # how old the statistics in a log line may be
 AGREEMENT = 0.05  # two values agree when they differ by at most this share of production's
@@ -47,11 +48,14 @@ class Record(NamedTuple):
 
 
 class Shadow(NamedTuple):
-    """Rows that production has predicted, and the canary that is to predict them as well."""
+    """The first rows of a request, what production predicted for them, and the canary that is to predict them too.
+
+    Rows and no matrix, as the canary may have its columns in another order, or codes of its own for categories.
+    """
 
     canary: Served
-    matrix: Matrix
-    predictions: Predictions
+    rows: list[Any]
+    outputs: list[str] | list[float]
 
 
 class Window:
@@ -174,12 +178,13 @@ class Recorder:
         for shadow in shadows:
             labels = shadow.canary.model, str(shadow.canary.version)
             try:
-                theirs, mine = shadow.canary.predictor.predict(shadow.matrix).outputs, shadow.predictions.outputs
+                matrix, _ = shadow.canary.plan.parse(shadow.rows)
+                theirs, mine = shadow.canary.predictor.predict(matrix).outputs, shadow.outputs
                 agreed = sum(map(_agree, mine, theirs))
                 metrics.shadowed.labels(*labels, "agreed").inc(agreed)
                 metrics.shadowed.labels(*labels, "differed").inc(len(mine) - agreed)
             except Exception as error:  # whatever a canary does, production answers
-                metrics.shadowed.labels(*labels, "failed").inc(len(shadow.matrix))
+                metrics.shadowed.labels(*labels, "failed").inc(len(shadow.rows))
                 log.error("shadow failed", model=labels[0], version=shadow.canary.version, error=str(error))
 
 

@@ -5,6 +5,7 @@ feature, of shape [rows] or [rows, 1], or as a single one of shape [rows, featur
 """
 
 import math
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -161,7 +162,7 @@ def split(body: bytes, header: str | None) -> tuple[bytes, bytes]:
     """A body's JSON and the bytes behind it; `header` is Inference-Header-Content-Length. Raises Problem."""
     if header is None:
         return body, b""
-    if not header.isdecimal() or int(header) > len(body):
+    if not re.fullmatch(r"[0-9]{1,12}", header) or int(header) > len(body):
         raise Problem(400, "binary", "Inference-Header-Content-Length is no length within the body.")
     return body[: int(header)], body[int(header) :]
 

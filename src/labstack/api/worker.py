@@ -10,10 +10,12 @@ and stay there, and the others' cores idle. So each worker says in shared memory
 """
 
 import ctypes
+import fcntl
 import mmap
 import re
 import selectors
 import socket
+import termios
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -72,7 +74,11 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
             super().on_client_socket_readable(conn, client)
             return
         self.keepalived_conns.remove(conn)
-        if self.handle(conn) is True:
+        lives = self.handle(conn) is True
+        if lives and conn.parser.unreader.buf.getbuffer().nbytes:  # another came meanwhile, and was read with this one
+            self.poller.unregister(client)
+            self.enqueue_req(conn)
+        elif lives:
             client.setblocking(False)
             conn.set_timeout()
             self.keepalived_conns.append(conn)  # it stays in the poller
@@ -84,7 +90,10 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
     def _holds_a_quick_request(self, client: Any) -> bool:
         try:
             data = client.recv(QUICK_BYTES, socket.MSG_PEEK)
+            unread = fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4))
         except OSError:
+            return False
+        if unread != bytes(4):  # a caller who does not read its answers may block a thread, never the loop
             return False
         head, _, body = data.partition(b"\r\n\r\n")
         asked = QUICK_REQUEST.match(head)

@@ -12,6 +12,7 @@ from labstack import registry
 from labstack.api import metrics
 from labstack.api.problems import Problem
 from labstack.api.request import body, json_body, service
+from labstack.api.serving.control import REGISTRY
 from labstack.api.serving.follower import IncompatibleError, require_compatible
 from labstack.mlflow_rest import RegistryError
 from labstack.registry import Roles, Rollout
@@ -126,7 +127,9 @@ def update_model() -> dict[str, Any]:
 def accept_next_model() -> dict[str, Any]:
     """Make the canary production; the version it takes the place of becomes `previous`."""
     asked = _asked(Move)
-    return _moved(_model(asked), registry.accept_canary, asked, "canary accepted")
+    canary = service().lineup(_model(asked)).canary
+    tried = canary.served.version if canary else None
+    return _moved(_model(asked), registry.accept_canary, asked, "canary accepted", tried)
 
 
 @blueprint.post("/reject-next-model")
@@ -164,7 +167,7 @@ def _moved(model: str, move: Any, asked: Move, reason: str, *arguments: Any) -> 
     who = f"operator at {request.remote_addr}"
     roles: Roles = move(service().client, service().engine, model, *arguments, reason=asked.reason or reason, who=who)
     try:
-        converged = _converge()
+        converged = _converge(model)
     except Problem as problem:
         problem.detail = f"The registry has moved the role, but not every worker follows yet. {problem.detail}"
         raise
@@ -174,8 +177,11 @@ def _moved(model: str, move: Any, asked: Move, reason: str, *arguments: Any) -> 
     return moved | converged
 
 
-def _converge() -> dict[str, Any]:
-    """Have every worker look at the registry; what each serves then. Raises Problem, 503, when one cannot."""
+def _converge(model: str | None = None) -> dict[str, Any]:
+    """Have every worker look at the registry; what each serves then. Raises Problem, 503, when one cannot.
+
+    Asked about one model, what is wrong with others is not looked at.
+    """
     control, timeout = service().control, service().settings.reload_timeout_seconds
     generation = control.raise_desired()
     deadline = time.monotonic() + timeout
@@ -189,7 +195,10 @@ def _converge() -> dict[str, Any]:
             metrics.reloads.labels("timeout").inc()
             raise Problem(503, "reload-timeout", f"No word within {timeout:g} seconds from worker {pids}.")
         time.sleep(0.01)
-    errors = sorted({error for state in states for error in state.errors})
+    of_interest = None if model is None else (REGISTRY, model)
+    errors = sorted(
+        {error for state in states for of, error in state.errors.items() if of_interest is None or of in of_interest}
+    )
     if errors:
         metrics.reloads.labels("failed").inc()
         raise Problem(503, "reload-failed", f"What could not be followed is served as before. {' '.join(errors)}")

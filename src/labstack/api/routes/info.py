@@ -48,7 +48,7 @@ def health() -> dict[str, Any]:
             "reachable": following.registry_error is None,
             "last_contact": following.last_contact,
         },
-        "errors": following.errors,
+        "errors": list(following.errors.values()),
     }
 
 

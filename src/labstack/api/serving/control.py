@@ -13,22 +13,24 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+REGISTRY = ""  # where errors are by model, what keeps a worker from following all of them
 STARTING = -1  # the generation of a worker that has not asked the registry yet
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One worker's lineups, as versions by model and role, and what kept it from following, if anything did."""
+    """One worker's lineups, as versions by model and role, and what kept it from following, by model or REGISTRY."""
 
     pid: int
     generation: int
     roles: Mapping[str, Mapping[str, int]]
-    errors: tuple[str, ...] = ()
+    errors: Mapping[str, str] = field(default_factory=dict)
 
 
 class Control:
@@ -40,7 +42,11 @@ class Control:
     def reset(self) -> None:
         """Begin with an empty folder. Called once, when the port is ours and so the folder, which is named after it."""
         self.remove()
-        self.metrics.mkdir(mode=0o700, parents=True)
+        try:
+            self.folder.mkdir(mode=0o700)
+        except FileExistsError:
+            sys.exit(f"{self.folder} is there and cannot be removed: is it another user's? TMPDIR names another place.")
+        self.metrics.mkdir(mode=0o700)
 
     def remove(self) -> None:
         """Take the folder away."""
@@ -94,7 +100,7 @@ class Control:
                 fields = json.loads(path.read_text())
             except FileNotFoundError:  # its worker went just now
                 continue
-            states.append(WorkerState(**fields | {"errors": tuple(fields["errors"])}))
+            states.append(WorkerState(**fields))
         return sorted(states, key=lambda state: state.pid)
 
     def _path(self, pid: int) -> Path:

@@ -14,7 +14,7 @@ from labstack import registry
 from labstack.api import metrics
 from labstack.api.serving import predictor
 from labstack.api.serving.cache import Cache
-from labstack.api.serving.control import STARTING, Control, WorkerState
+from labstack.api.serving.control import REGISTRY, STARTING, Control, WorkerState
 from labstack.api.serving.lineup import Canary, Lineup, Role, Served
 from labstack.contract import Contract, Plan
 from labstack.mlflow_rest import MlflowRest, NotThereError, RegistryError, RegistryUnreachableError, Version
@@ -50,9 +50,9 @@ class Following:
     without_production: frozenset[str] = frozenset()  # registered models that have no production version
 
     @property
-    def errors(self) -> tuple[str, ...]:
-        """Everything that keeps the lineups from being what the registry says."""
-        return (*([self.registry_error] if self.registry_error else []), *self.load_errors.values())
+    def errors(self) -> dict[str, str]:
+        """Everything that keeps the lineups from being what the registry says, by model or REGISTRY."""
+        return ({REGISTRY: self.registry_error} if self.registry_error else {}) | dict(self.load_errors)
 
 
 class AttemptFailedError(Exception):
@@ -194,10 +194,11 @@ class Follower:
                 production = now.production if now and now.production.served is served else Role.of(PRODUCTION, served)
             except AttemptFailedError as error:
                 wrong.append(str(error))
-                if now is None or error.deleted:
+                kept = None if error.deleted else now.production if now else self._recalled(model)
+                if kept is None:
                     errors[model] = str(error)
                     continue
-                production = now.production
+                production = kept
             canary = None
             if roles.canary is not None and roles.canary not in (roles.production, production.served.version):
                 try:
@@ -208,6 +209,9 @@ class Follower:
                         canary = Canary.beside(served, rollout)
                 except AttemptFailedError as error:
                     wrong.append(str(error))
+                    current = now.canary if now and now.production is production else None
+                    if current and current.served.version == roles.canary and not error.deleted:
+                        canary = current  # it is loaded: only the registry could not be asked about it
             new = Lineup(production, canary)
             lineups[model] = now if now and now == new else new
             if wrong:
@@ -221,55 +225,62 @@ class Follower:
         patience = self._patience.setdefault((model, number), Patience())
         if not (asked or patience.due()):
             raise AttemptFailedError(patience.error, patience.deleted)
-        deleted = False
         try:
-            try:
-                record = self._client.version(model, number)
-            except NotThereError:
-                deleted = True
-                raise
+            record = self._client.version(model, number)
+        except RegistryUnreachableError:
+            raise
+        except RegistryError as error:
+            raise self._failed(model, number, error, deleted=isinstance(error, NotThereError)) from error
+        try:
             served = next((one for one in known if one.record == record), None) or self.open(record)
             if beside is not None:
                 require_compatible(served, beside)
-        except RegistryUnreachableError:
-            raise
         except Exception as error:  # whatever became of one version, the others are followed
-            told = f"Version {number} of {model!r} could not be loaded: {error}"
-            if told != patience.error:
-                log.error("load failed", model=model, version=number, error=str(error))
-            patience.lose(told, self._settings.follow_interval_seconds, deleted)
-            raise AttemptFailedError(told, deleted) from error
+            raise self._failed(model, number, error) from error
         del self._patience[model, number]
         return served
 
-    def open(self, record: Version, metrics: dict[str, float] | None = None) -> Served:
+    def _failed(self, model: str, number: int, error: Exception, deleted: bool = False) -> AttemptFailedError:
+        told = f"Version {number} of {model!r} could not be loaded: {error}"
+        patience = self._patience[model, number]
+        if told != patience.error:
+            log.error("load failed", model=model, version=number, error=str(error))
+        patience.lose(told, self._settings.follow_interval_seconds, deleted)
+        return AttemptFailedError(told, deleted)
+
+    def open(self, record: Version, measured: dict[str, float] | None = None) -> Served:
         """A version, fetched unless it is in the cache, and tried on its own sample; raises whatever fails.
 
-        Without its `metrics` the registry is asked for them.
+        Without what was `measured` the registry is asked for it, and so can be for the files, if they are damaged.
         """
-        if metrics is None:
-            metrics = dict(self._client.run(record.run_id).metrics) if record.run_id else {}
+        recalled = measured is not None
+        if measured is None:
+            measured = dict(self._client.run(record.run_id).metrics) if record.run_id else {}
         folder = self._cache.fetch(record)
         try:
             contract = Contract.read(folder)
             loaded = predictor.load(folder, contract)
         except Exception:
-            self._cache.discard(record)
+            if not recalled:
+                self._cache.discard(record)
             raise
         log.info("loaded", model=record.model, version=record.number, runtime=loaded.runtime)
-        return Served(record, metrics, contract, Plan(contract), loaded)
+        return Served(record, measured, contract, Plan(contract), loaded)
 
     def _recall(self) -> None:
         """Serve the versions that were served last, as the registry cannot be asked."""
-        recalled = {}
+        models = [record.model for record, _ in self._cache.recall()]
+        self.lineups = {model: Lineup(role) for model in models if (role := self._recalled(model))}
+
+    def _recalled(self, model: str) -> Role | None:
+        """The version of a model that was served last, if it is still in the cache."""
         for record, measured in self._cache.recall():
-            if not self._cache.folder(record).exists():
-                continue
-            try:
-                recalled[record.model] = Lineup(Role.of(PRODUCTION, self.open(record, measured)))
-            except Exception as error:  # the others may be sound
-                log.error("load failed", model=record.model, version=record.number, error=str(error))
-        self.lineups = recalled
+            if record.model == model and self._cache.folder(record).exists():
+                try:
+                    return Role.of(PRODUCTION, self.open(record, measured))
+                except Exception as error:  # the others may be sound
+                    log.error("load failed", model=model, version=record.number, error=str(error))
+        return None
 
     def _report(self, generation: int) -> None:
         serving = {(model, str(number), role) for model, roles in self.roles.items() for role, number in roles.items()}
