@@ -6,7 +6,7 @@ as one without would be written when it is defined, in the arbiter.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
@@ -52,9 +52,9 @@ reachable = Gauge(
 waiting = Gauge("labstack_waiting", "What waits to be recorded.", ("what",), multiprocess_mode="livesum")
 
 
-def collect() -> Iterable[Metric]:
+def collect() -> list[Metric]:
     """All metrics, added up over the workers."""
-    return _registry().collect()
+    return list(_registry().collect())
 
 
 def text() -> bytes:
@@ -62,12 +62,12 @@ def text() -> bytes:
     return generate_latest(_registry())
 
 
-def total(counter: Counter, **labels: str) -> dict[tuple[str, ...], float]:
-    """A counter's values over all workers where these labels hold, by its other labels."""
+def total(counter: Counter, among: Sequence[Metric] | None = None, /, **labels: str) -> dict[tuple[str, ...], float]:
+    """A counter's values where these labels hold, by its other labels; `among` what `collect` found, by default now."""
     name = f"{counter._name}_total"
     return {
         tuple(value for label, value in sample.labels.items() if label not in labels): sample.value
-        for metric in collect()
+        for metric in (collect() if among is None else among)
         for sample in metric.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     }

@@ -50,7 +50,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "rollback": Move,
     "infer": InferRequest,
 }
-TEXTS = {"prometheus": "text/plain", "ping": TEXT, "version": TEXT, "docs": "text/html"}
+TEXTS = {"prometheus": TEXT, "ping": TEXT, "version": TEXT, "docs": "text/html"}
 
 
 def document(app: Flask, lineups: dict[str, Lineup], default: str, needs_token: bool) -> Schema:
@@ -150,7 +150,7 @@ def _contents(name: str, key: str | None) -> Schema:
         found["requestBody"] = _body({"$ref": f"#/components/schemas/{key}.body"})
     elif name in BODIES:
         found["requestBody"] = _body(
-            {"$ref": f"#/components/schemas/{BODIES[name].__name__}"}, name in ("update_model", "infer")
+            {"$ref": f"#/components/schemas/{BODIES[name].__name__}"}, required=BODIES[name] is not Move
         )
     elif name == "invocations":
         found["requestBody"] = _body({"$ref": f"#/components/schemas/{key}.invocations"} if key else OBJECT)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import orjson
 from orjson import Fragment
 
-from labstack.api.problems import PredictionFailedError, Problem
+from labstack.api.problems import PredictionFailedError, Problem, listed
 from labstack.api.recorder import SHADOWED_ROWS, Record, Shadow
 from labstack.api.service import Service
 from labstack.api.serving.lineup import Lineup, Role, Served
@@ -78,7 +78,7 @@ def run(
 def dumps(service: Service, role: Role, answer: dict[str, Any], remarks: Remarks, call: Call) -> bytes:
     """An answer as JSON, with what every answer says beside its predictions."""
     if remarks:
-        answer["warnings"] = [{"field": field, "message": message} for field, message in remarks]
+        answer["warnings"] = listed(remarks)
     if service.settings.include_model_info:
         answer["model"] = role.block
     answer["request_id"] = call.request_id

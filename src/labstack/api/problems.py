@@ -6,11 +6,12 @@ from http import HTTPStatus
 import orjson
 import structlog
 from flask import Flask, Response, g, request
+from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from labstack.api import metrics
 from labstack.api.serving.lineup import Role
-from labstack.contract import ContractError
+from labstack.contract import ContractError, Remarks
 from labstack.errors import LabError
 from labstack.mlflow_rest import NotThereError, RegistryError, RegistryUnreachableError
 
@@ -42,6 +43,16 @@ class PredictionFailedError(Exception):
         log.error("prediction failed", exc_info=cause, role=self.role.name, request_id=request_id)
 
 
+def faults_of(error: ValidationError) -> Remarks:
+    """What pydantic found wrong with a body, and where."""
+    return [(".".join(map(str, fault["loc"])) or "body", fault["msg"]) for fault in error.errors()]
+
+
+def listed(remarks: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Faults or remarks as every answer shows them."""
+    return [{"field": field, "message": message} for field, message in remarks]
+
+
 def register(app: Flask) -> None:
     """Give every error of the application the one shape."""
     app.register_error_handler(Problem, _answer)
@@ -63,7 +74,7 @@ def _answer(problem: Problem) -> Response:
     if request.path.startswith("/v2"):
         body["error"] = problem.detail  # where clients of that protocol look
     if problem.errors:
-        body["errors"] = [{"field": field, "message": message} for field, message in problem.errors]
+        body["errors"] = listed(problem.errors)
     metrics.problems.labels(problem.kind).inc()
     level = log.error if problem.status >= 500 else log.warning
     level(

@@ -54,8 +54,10 @@ class Service:
         served = " and ".join(f"{role.served.version} ({role.name})" for role in lineup.roles)
         raise Problem(404, "not-served", f"Version {version} of {model!r} has no role that is served: {served} is.")
 
-    def lineup(self, model: str) -> Lineup:
-        """The lineup of a model. Raises Problem, 404 or 503, with what to do about it."""
+    def lineup(self, model: str | None = None) -> Lineup:
+        """The lineup of a model, by default the default model. Raises Problem, 404 or 503, with what to do about it."""
+        if model is None:
+            model = self.settings.default_model_name
         lineup = self.follower.lineups.get(model)
         if lineup is None:
             raise self.refusal(model)

@@ -14,9 +14,9 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from labstack.api.problems import Problem
+from labstack.api.problems import Problem, faults_of
 from labstack.api.serving.predictor import Predictions
-from labstack.contract import Contract, ContractError, Remarks
+from labstack.contract import Contract, ContractError
 
 NUMPY = {
     "BOOL": "?",
@@ -74,8 +74,7 @@ def read(sent: Any, contract: Contract) -> InferRequest:
     try:
         asked = InferRequest.model_validate(sent)
     except ValidationError as error:
-        faults: Remarks = [(".".join(map(str, fault["loc"])) or "body", fault["msg"]) for fault in error.errors()]
-        raise ContractError(faults) from None
+        raise ContractError(faults_of(error)) from None
     names = [output["name"] for output in outputs_of(contract)]
     if unknown := [output.name for output in asked.outputs if output.name not in names]:
         raise ContractError([("outputs", f"knows no {name!r}; there are {', '.join(names)}") for name in unknown])

@@ -79,9 +79,7 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(client)
             self.enqueue_req(conn)
         elif lives:
-            client.setblocking(False)
-            conn.set_timeout()
-            self.keepalived_conns.append(conn)  # it stays in the poller
+            self._keep(conn)  # it stays in the poller
         else:
             self.poller.unregister(client)
             self.nr_conns -= 1
@@ -113,12 +111,15 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
         if lives and conn.parser.unreader.buf.getbuffer().nbytes:
             self.enqueue_req(conn)
         elif lives and not self.alive:
-            conn.sock.setblocking(False)
-            conn.set_timeout()
-            self.keepalived_conns.append(conn)
+            self._keep(conn)
             self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_client_socket_readable, conn))
         else:
             super().finish_request(conn, fs)
+
+    def _keep(self, conn: Any) -> None:
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        self.keepalived_conns.append(conn)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Called in a loop for as long as the worker lives; often enough to end idle connections in time."""

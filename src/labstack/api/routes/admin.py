@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labstack import registry
 from labstack.api import metrics
-from labstack.api.problems import Problem
+from labstack.api.problems import Problem, faults_of
 from labstack.api.request import body, json_body, service
 from labstack.api.serving.control import REGISTRY
 from labstack.api.serving.follower import IncompatibleError, require_compatible
@@ -104,7 +104,7 @@ def reload() -> dict[str, Any]:
 def update_model() -> dict[str, Any]:
     """Make a version the canary beside production, or change the weight and the mode of the one that is."""
     asked = _asked(Update)
-    model = asked.model or service().settings.default_model_name
+    model = _model(asked)
     production = service().lineup(model).production.served
     record = service().client.version(model, asked.version)
     try:
@@ -152,7 +152,7 @@ def _asked(schema: type[Asked]) -> Asked:
     try:
         return schema.model_validate(sent)
     except ValidationError as error:
-        faults = [(".".join(map(str, fault["loc"])) or "body", fault["msg"]) for fault in error.errors()]
+        faults = faults_of(error)
         raise Problem(
             422, "body", "; ".join(f"{field}: {message}" for field, message in faults) + ".", faults
         ) from None

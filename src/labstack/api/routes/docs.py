@@ -29,10 +29,8 @@ def docs() -> Response:
     described = document()
     lineups = dict(sorted(service().follower.lineups.items()))
     groups: dict[str, list[dict[str, Any]]] = {}
-    for path, operations in sorted(
-        described["paths"].items(), key=lambda item: item[0] != "/predict"
-    ):  # it comes first
-        for method, operation in operations.items():
+    for path in sorted(described["paths"], key=lambda path: path != "/predict"):  # which comes first
+        for method, operation in described["paths"][path].items():
             shown = {"method": method.upper(), "path": path, "curl": _curl(method, path, operation, lineups)}
             groups.setdefault(operation["tags"][0], []).append(operation | shown)
     nonce = secrets.token_urlsafe(16)

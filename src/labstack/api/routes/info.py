@@ -1,9 +1,11 @@
 """What is served, and how well: for people, load balancers and operators."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Blueprint, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
 
 from labstack.api import metrics
 from labstack.api.request import service
@@ -78,10 +80,11 @@ def canary_status() -> dict[str, Any]:
     """Production and canary of the default model, or of ?model=, and what all workers counted of each."""
     model = _model()
     lineup = service().lineup(model)
+    among = metrics.collect()  # once, as it reads every worker's files
     return {
         "model": model,
-        "production": _shown(lineup.production) | _counted(lineup.production),
-        "canary": _shown(lineup.canary) | _counted(lineup.canary) if lineup.canary else None,
+        "production": _shown(lineup.production) | _counted(lineup.production, among),
+        "canary": _shown(lineup.canary) | _counted(lineup.canary, among) if lineup.canary else None,
         "error": service().follower.following.load_errors.get(model),
     }
 
@@ -112,11 +115,11 @@ def _shown(role: Role) -> dict[str, Any]:
     return shown
 
 
-def _counted(role: Role) -> dict[str, Any]:
+def _counted(role: Role, among: Sequence[Metric]) -> dict[str, Any]:
     """What this API's workers counted of a version in its role since the API started."""
     labels = {"model": role.served.model, "version": str(role.served.version)}
     found = {
-        name: int(sum(metrics.total(counter, **labels, role=role.name).values()))
+        name: int(sum(metrics.total(counter, among, **labels, role=role.name).values()))
         for name, counter in (
             ("requests", metrics.predictions),
             ("rows", metrics.rows),
@@ -126,5 +129,5 @@ def _counted(role: Role) -> dict[str, Any]:
     }
     if not isinstance(role, Canary):
         return found
-    outcomes = metrics.total(metrics.shadowed, **labels)
+    outcomes = metrics.total(metrics.shadowed, among, **labels)
     return found | {"shadow": {name: int(outcomes.get((name,), 0)) for name in ("agreed", "differed", "failed")}}

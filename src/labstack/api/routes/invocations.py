@@ -24,7 +24,7 @@ blueprint = Blueprint("invocations", __name__)
 @blueprint.get("/ping")
 def ping() -> Response:
     """200 when the default model can be served, else 503 with the reason."""
-    service().lineup(service().settings.default_model_name)
+    service().lineup()
     return Response("\n", content_type="text/plain")
 
 
@@ -37,7 +37,7 @@ def version() -> Response:
 @blueprint.post("/invocations")
 def invocations() -> Response:
     """Predict with the default model: a table in any of MLflow's forms, as JSON or CSV."""
-    lineup = service().lineup(service().settings.default_model_name)
+    lineup = service().lineup()
     contract = lineup.production.served.contract
     remarks: Remarks = []
     if request.mimetype == "text/csv":
@@ -119,7 +119,7 @@ def _from_csv(text: bytes, contract: Contract) -> list[dict[str, Any]]:
         header, *lines = [row for row in reader if row] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise Problem(400, "csv", f"The body is not CSV in UTF-8: {error}.") from None
-    rows = _named("csv", header, [list(line) for line in lines])
+    rows = _named("csv", header, lines)
     return [{name: _cell(text, features.get(name)) for name, text in row.items()} for row in rows]
 
 

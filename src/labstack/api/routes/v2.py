@@ -30,7 +30,7 @@ def live() -> dict[str, Any]:
 @blueprint.get("/health/ready")
 def ready() -> dict[str, Any]:
     """200 when the default model can be served, else 503 with the reason."""
-    service().lineup(service().settings.default_model_name)
+    service().lineup()
     return {"ready": True}
 
 

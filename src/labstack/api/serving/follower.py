@@ -18,7 +18,7 @@ from labstack.api.serving.control import REGISTRY, STARTING, Control, WorkerStat
 from labstack.api.serving.lineup import Canary, Lineup, Role, Served
 from labstack.contract import Contract, Plan
 from labstack.mlflow_rest import MlflowRest, NotThereError, RegistryError, RegistryUnreachableError, Version
-from labstack.registry import PRODUCTION, Roles, Rollout
+from labstack.registry import CANARY, PRODUCTION, Roles, Rollout
 from labstack.settings import Settings, without_credentials
 
 log = structlog.get_logger(__name__)
@@ -206,7 +206,7 @@ class Follower:
                     rollout = roles.rollout or Rollout(self._settings.canary_probability, "split")
                     canary = now.canary if now else None
                     if not (canary and canary.served is served and canary.rollout == rollout):
-                        canary = Canary.beside(served, rollout)
+                        canary = Canary.of(CANARY, served, rollout=rollout)
                 except AttemptFailedError as error:
                     wrong.append(str(error))
                     current = now.canary if now and now.production is production else None

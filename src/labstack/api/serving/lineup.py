@@ -4,10 +4,10 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any, Self
 
 import orjson
 
-from labstack import registry
 from labstack.api.serving.predictor import Predictor
 from labstack.contract import Contract, Plan
 from labstack.mlflow_rest import Version
@@ -52,9 +52,10 @@ class Role:
     block: orjson.Fragment
 
     @classmethod
-    def of(cls, name: str, served: Served) -> "Role":
+    def of(cls, name: str, served: Served, **more: Any) -> Self:
+        """The role that a version has from now on; `more` is what a role has beyond these."""
         fields = {"name": served.model, "version": served.version, "role": name, "runtime": served.predictor.runtime}
-        return cls(name, served, datetime.now(UTC), orjson.Fragment(orjson.dumps(fields)))
+        return cls(name, served, datetime.now(UTC), orjson.Fragment(orjson.dumps(fields)), **more)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +63,6 @@ class Canary(Role):
     """A version beside production, and how it gets its requests."""
 
     rollout: Rollout
-
-    @classmethod
-    def beside(cls, served: Served, rollout: Rollout) -> "Canary":
-        role = Role.of(registry.CANARY, served)
-        return cls(role.name, served, role.since, role.block, rollout)
 
     @cached_property
     def _salt(self) -> bytes:
