@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from labstack.mlflow_rest import MlflowRest, Model, NotThereError, RegistryError, RegistryUnreachableError
+from labstack.mlflow_rest import (
+    MlflowRest,
+    Model,
+    NotThereError,
+    RegistryError,
+    RegistryFailedError,
+    RegistryUnreachableError,
+)
 from tests.conftest import Lab, free_port
 
 
@@ -53,22 +60,24 @@ def test_a_server_that_is_briefly_away_is_asked_again(server: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "message"),
+    ("status", "body", "message", "kind"),
     [
-        (403, b"Invalid Host header", "refuses, with status 403"),
-        (500, b"<html>", "refuses, with status 500"),
-        (503, b"", "refuses, with status 503"),
-        (400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "a bad name"}', "a bad name"),
-        (400, b'["a"]', "refuses, with status 400"),
-        (200, b"<html>", "is not MLflow"),
-        (200, b"[]", "is not MLflow"),
+        (403, b"Invalid Host header", "refuses, with status 403", RegistryError),
+        (500, b"<html>", "refuses, with status 500", RegistryFailedError),
+        (503, b"", "refuses, with status 503", RegistryFailedError),
+        (400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "a bad name"}', "a bad name", RegistryError),
+        (400, b'["a"]', "refuses, with status 400", RegistryError),
+        (200, b"<html>", "is not MLflow", RegistryFailedError),
+        (200, b"[]", "is not MLflow", RegistryFailedError),
     ],
 )
-def test_an_answer_that_is_none_is_an_error_for_people(server: str, status: int, body: bytes, message: str) -> None:
+def test_an_answer_that_is_none_is_an_error_for_people(
+    server: str, status: int, body: bytes, message: str, kind: type[RegistryError]
+) -> None:
     Script.answers = [(status, body)]
     with pytest.raises(RegistryError, match=message) as raised:
         MlflowRest(server, retries=0).models()
-    assert not isinstance(raised.value, NotThereError)
+    assert type(raised.value) is kind
 
 
 def test_what_is_not_there_is_told_from_what_is_refused(lab: Lab, tmp_path: Path) -> None:

@@ -25,7 +25,11 @@ class RegistryError(LabError):
     """A call or a move is refused, or the registry's answer cannot be used; the text is for people."""
 
 
-class RegistryUnreachableError(RegistryError):
+class RegistryFailedError(RegistryError):
+    """The registry failed to answer, whatever it was asked."""
+
+
+class RegistryUnreachableError(RegistryFailedError):
     """The registry does not answer at a URL, which is shown, so without credentials."""
 
     def __init__(self, url: str) -> None:
@@ -159,7 +163,7 @@ class MlflowRest:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise RegistryError(f"What answers at {self.shown_url} is not MLflow.")
+            raise RegistryFailedError(f"What answers at {self.shown_url} is not MLflow.")
         return value
 
     def _require_success(self, answer: requests.Response) -> None:
@@ -172,7 +176,7 @@ class MlflowRest:
             code, message = "", f"The MLflow server at {self.shown_url} refuses, with status {answer.status_code}."
         if code == "RESOURCE_DOES_NOT_EXIST":  # a 404 by itself may come from whatever else answers there
             raise NotThereError(message)
-        raise RegistryError(message)
+        raise (RegistryFailedError if answer.status_code >= 500 else RegistryError)(message)
 
 
 def _model(found: Mapping[str, Any]) -> Model:

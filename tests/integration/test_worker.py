@@ -5,7 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -152,3 +152,20 @@ def test_callers_that_leave_are_no_error(api: Process, lab: Lab, tmp_path: Path)
         left.close()
     assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
     assert [line for line in api.lines() if line["level"] in ("error", "critical")] == []
+
+
+def test_callers_that_are_silent_hold_up_nobody(lab: Lab, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        api = stack.enter_context(run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_workers=1, api_threads=2))
+        address = ("localhost", int(api.url.rpartition(":")[2]))
+        silent = [stack.enter_context(closing(socket.create_connection(address, timeout=30))) for _ in range(20)]
+        began = time.monotonic()
+        assert ask(f"{api.url}/health").status == 200
+        assert time.monotonic() - began < 2
+        for one in silent[:2]:  # as many as there are threads
+            one.sendall(WHOLE[:-1])
+        assert ask(f"{api.url}/health").status == 200
+        assert answers(silent[0], 1) == [400]
+        silent[2].sendall(WHOLE)
+        assert answers(silent[2], 1) == []  # it was silent for too long
+        assert [line for line in api.lines() if line["level"] in ("error", "critical")] == []

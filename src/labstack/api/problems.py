@@ -13,7 +13,7 @@ from labstack.api import metrics
 from labstack.api.serving.lineup import Role
 from labstack.contract import ContractError, Remarks
 from labstack.errors import LabError
-from labstack.mlflow_rest import NotThereError, RegistryError, RegistryUnreachableError
+from labstack.mlflow_rest import NotThereError, RegistryError, RegistryFailedError
 
 log = structlog.get_logger(__name__)
 
@@ -101,15 +101,15 @@ def _from_lab(error: LabError) -> Response:
     """What an operator asked of the registry or of our database, and could not be done."""
     if isinstance(error, NotThereError):
         return _answer(Problem(404, "not-there", str(error)))
-    if isinstance(error, RegistryError) and not isinstance(error, RegistryUnreachableError):
+    if isinstance(error, RegistryError) and not isinstance(error, RegistryFailedError):
         return _answer(Problem(409, "refused", str(error)))
     return _answer(Problem(503, "unavailable", str(error)))
 
 
 def _from_http(error: HTTPException) -> Response:
     if isinstance(error, RequestEntityTooLarge):
-        limit = f"{request.max_content_length:,}" if request.max_content_length else "the limit of"
-        return _answer(Problem(413, "too-large", f"The body holds more than {limit} bytes (MAX_REQUEST_BYTES)."))
+        limit = request.max_content_length
+        return _answer(Problem(413, "too-large", f"The body holds more than {limit:,} bytes (MAX_REQUEST_BYTES)."))
     response = _answer(Problem(error.code or 500, "http", error.description or ""))
     for name, value in error.get_headers():
         if name.lower() == "allow":

@@ -1,8 +1,9 @@
 """gunicorn's threaded worker, which answers what is quick at once, and shares connections with the other workers.
 
 A request that is handed to a thread and back costs more than a prediction of a row: two changes of threads, each of
-which waits for Python's lock. So where a connection that is kept alive holds a whole small request, and whoever knows
-the application says that it is quick, the loop that found it answers it. All else goes to the threads.
+which waits for Python's lock. So where a connection holds a whole small request, and whoever knows
+the application says that it is quick, the loop that found it answers it. All else goes to the threads; and neither
+they nor the loop wait for a caller that says nothing.
 
 All workers wait on one listening socket and all are woken by a new connection; whichever is quicker takes it. A burst
 of connections that are then kept alive, as load balancers and clients with pools open them, may land on one worker
@@ -21,13 +22,15 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.base import Worker
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 SLOTS = 128  # more than workers at a time, old and new ones while gunicorn reloads
 NOBODY = -1
 PATIENCE_SECONDS = 0.05  # whoever does not take a connection within this time is busy or gone
 PAUSE_SECONDS = 0.0002
+CALLER_SECONDS = 10.0  # in which a caller sends the next bytes of its request, and takes its answer
 
 QUICK_BYTES = 8192  # of a whole request; as many as gunicorn reads at once
 QUICK_REQUEST = re.compile(rb"POST ([\x21-\x7e]+) HTTP/1\.1\r\n")
@@ -49,6 +52,27 @@ def forget(worker: Worker) -> None:
     _open[worker.slot] = NOBODY
 
 
+class Unreader(SocketUnreader):  # type: ignore[misc]
+    """What a caller sends; one that begins a request and then stays silent counts as gone, and frees its thread."""
+
+    def chunk(self) -> bytes:
+        try:
+            return bytes(super().chunk())
+        except TimeoutError:
+            return b""
+
+
+class Connection(TConn):  # type: ignore[misc]
+    """A connection on which no caller holds up a thread for ever."""
+
+    def init(self) -> None:
+        """Called when a request is about to be read, after the socket was made to block."""
+        if self.parser is None:
+            super().init()
+            self.parser.unreader = Unreader(self.sock)
+        self.sock.settimeout(CALLER_SECONDS)
+
+
 class FairWorker(ThreadWorker):  # type: ignore[misc]
     """Takes a new connection when no other worker has fewer, or when nobody else took it for a moment."""
 
@@ -65,11 +89,19 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
         if self._leave_it_to_another():
             time.sleep(PAUSE_SECONDS)
             return
-        super().accept(listener)
+        try:
+            client, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # another worker took it, or its caller left
+            return
+        connection = Connection(self.cfg, client, address, listener.getsockname())
+        connection.data_ready = True  # when a thread gets it, which is not before it holds something to read
+        self.nr_conns += 1
+        self._keep(connection)
+        self.poller.register(client, selectors.EVENT_READ, partial(self.on_client_socket_readable, connection))
         _open[self.slot] = self.nr_conns
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
-        """Called when a connection that was kept alive holds something to read, or was closed by the caller."""
+        """Called when a connection, new or kept alive, holds something to read, or was closed by the caller."""
         if not (self.alive and self._holds_a_quick_request(client)):
             super().on_client_socket_readable(conn, client)
             return
