@@ -69,7 +69,7 @@ class Connection(TConn):  # type: ignore[misc]
         """Called when a request is about to be read, after the socket was made to block."""
         if self.parser is None:
             super().init()
-            self.parser.unreader = Unreader(self.sock)
+            self.parser.unreader = Unreader(self.sock)  # type: ignore[attr-defined]
         self.sock.settimeout(CALLER_SECONDS)
 
 
