@@ -137,7 +137,7 @@ def make(wanted: list[str], stamp: str) -> None:
     try:
         for command in (
             ["venv", "--clear", "--python", getattr(sys, "_base_executable", sys.executable), str(ENVIRONMENT)],
-            ["pip", "install", "--python", str(ENVIRONMENT / "bin" / "python"), *wanted],
+            ["pip", "install", "--compile-bytecode", "--python", str(ENVIRONMENT / "bin" / "python"), *wanted],
         ):
             code, output = run([uv, *command])
             if code:

@@ -22,6 +22,22 @@ LARGEST = 1e30  # scikit-learn's trees compute in single precision, after scalin
 Matrix = npt.NDArray[np.float64]
 
 
+class Reference(BaseModel):
+    """How values were spread in training: how many rows fell into each bin, or were of each category or class.
+
+    Of numbers a bin reaches from one of the `edges`, which are ascending, to the next, which it includes; the first
+    and the last are open. A missing value is in no bin. `mean` and `std` are of numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    edges: tuple[float, ...] = ()
+    counts: tuple[int, ...]
+    missing: int = 0
+    mean: float = 0.0
+    std: float = 0.0
+
+
 class Feature(BaseModel):
     """An input: a number, with the range it had in training, both ends included, or one of its categories.
 
@@ -35,6 +51,7 @@ class Feature(BaseModel):
     maximum: float = 0.0
     categories: tuple[str, ...] = ()
     missing: bool = False
+    reference: Reference | None = None
 
 
 class Sample(BaseModel):
@@ -59,7 +76,8 @@ class Onnx(BaseModel):
 class Contract(BaseModel):
     """Features in the order of the matrix's columns, classes in that of the probabilities; none for regression.
 
-    A version with an ONNX model is served by it, any other by scikit-learn.
+    `reference` is that of the predictions; of classes in their order. A version with an ONNX model is served by it,
+    any other by scikit-learn.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -70,6 +88,7 @@ class Contract(BaseModel):
     classes: tuple[str, ...]
     sample: Sample
     onnx: Onnx | None = None
+    reference: Reference | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "Contract":

@@ -5,7 +5,8 @@ https://mlflow.org/docs/latest/api_reference/rest-api.html. Training, which logs
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -42,13 +43,18 @@ class NotThereError(RegistryError):
 
 @dataclass(frozen=True)
 class Version:
-    """A version's record. `source` says where its files are and, unlike its number, is never used twice."""
+    """A version's record. `source` says where its files are and, unlike its number, is never used twice.
+
+    `created` is a moment of UTC in the form of ISO 8601.
+    """
 
     model: str
     number: int
     status: str
     source: str
     run_id: str | None
+    tags: Mapping[str, str] = field(default_factory=dict, compare=False)
+    created: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,24 @@ class MlflowRest:
             found = self._call("GET", "model-versions/get", name=model, version=str(number))["model_version"]
         except NotThereError as error:
             raise NotThereError(f"The model {model!r} has no version {number}.") from error
-        return Version(model, number, found["status"], found["source"], found.get("run_id") or None)
+        return _version(found)
+
+    def versions(self, model: str) -> list[Version]:
+        """All of a model's versions, newest first; none when there is no such model."""
+        found: list[Version] = []
+        token = ""
+        while True:
+            quoted = model.replace("'", "''")
+            page = self._call(
+                "GET", "model-versions/search", filter=f"name='{quoted}'", max_results=1000, page_token=token
+            )
+            found += map(_version, page.get("model_versions", ()))
+            token = page.get("next_page_token", "")
+            if not token:
+                return sorted(found, key=lambda version: -version.number)
+
+    def set_version_tag(self, model: str, number: int, tag: str, value: str) -> None:
+        self._call("POST", "model-versions/set-tag", name=model, version=str(number), key=tag, value=value)
 
     def run(self, run_id: str) -> Run:
         """A run. Raises NotThereError when there is none."""
@@ -177,6 +200,18 @@ class MlflowRest:
         if code == "RESOURCE_DOES_NOT_EXIST":  # a 404 by itself may come from whatever else answers there
             raise NotThereError(message)
         raise (RegistryFailedError if answer.status_code >= 500 else RegistryError)(message)
+
+
+def _version(found: Mapping[str, Any]) -> Version:
+    return Version(
+        found["name"],
+        int(found["version"]),
+        found["status"],
+        found["source"],
+        found.get("run_id") or None,
+        {tag["key"]: tag.get("value", "") for tag in found.get("tags", ())},
+        datetime.fromtimestamp(int(found["creation_timestamp"]) // 1000, UTC).isoformat(),
+    )
 
 
 def _model(found: Mapping[str, Any]) -> Model:

@@ -25,7 +25,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from labstack.mlflow_rest import MlflowRest, Model, NotThereError, RegistryError, RegistryUnreachableError, Version
-from labstack.store.audit import RoleMove
+from labstack.store.audit import RoleMove, history
 from labstack.store.database import writing
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
@@ -119,15 +119,24 @@ def promote(
     _move(client, engine, model, change, reason, who)
 
 
-def rollback(client: MlflowRest, engine: Engine, model: str, *, reason: str, who: str = "") -> Roles:
-    """Make `previous` production again, and today's production `previous`. The roles then."""
+def rollback(
+    client: MlflowRest, engine: Engine, model: str, to: int | None = None, *, reason: str, who: str = ""
+) -> Roles:
+    """Make `previous`, or a version that once was production, production again. The roles then.
+
+    Today's production becomes `previous`.
+    """
 
     def change(now: Roles) -> Roles:
-        if now.previous is None or now.previous == now.production:
-            raise RegistryError(f"The model {model!r} has no previous version to go back to.")
-        _require_ready(client, model, now.previous)
+        back = now.previous if to is None else to
+        if back is None or back == now.production:
+            what = "has no previous version" if to is None else f"has version {to} in production already: nothing"
+            raise RegistryError(f"The model {model!r} {what} to go back to.")
+        if to not in (None, now.previous) and to not in _once_production(engine, model):
+            raise RegistryError(f"Version {to} of {model!r} never was production; promote it instead.")
+        _require_ready(client, model, back)
         outgoing = now.production if _living(client, model, now.production) else None
-        return _without_double_canary(replace(now, production=now.previous, previous=outgoing))
+        return _without_double_canary(replace(now, production=back, previous=outgoing))
 
     return _move(client, engine, model, change, reason, who)
 
@@ -253,6 +262,10 @@ def _rollout(text: str, canary: int | None) -> Rollout | None:
         return None
     sound = 0 <= rollout.weight <= 1 and rollout.mode in ("split", "shadow")
     return rollout if sound and canary is not None and said.get("version") == canary else None
+
+
+def _once_production(engine: Engine, model: str) -> set[int | None]:
+    return {move.to_version for move in history(engine, model) if move.role == PRODUCTION}
 
 
 def _without_double_canary(roles: Roles) -> Roles:

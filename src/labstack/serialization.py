@@ -9,6 +9,7 @@ from labstack.errors import LabError
 # "all of sklearn" would let in functions that run programs.
 TRUSTED_TYPES = frozenset(
     {
+        "numpy.dtype",  # of the columns that an encoder makes
         "sklearn._loss.loss.HalfTweedieLossIdentity",
         "sklearn.calibration._CalibratedClassifier",
         "sklearn.calibration._SigmoidCalibration",

@@ -56,6 +56,14 @@ class Settings(BaseSettings):
         f"sqlite:///{ROOT}/db/lab.db",
         description="Labstack's own database (datasets, audit), as an SQLAlchemy URL; db/lab.db by default.",
     )
+    search_database_url: str = Field(
+        f"sqlite:///{ROOT}/db/search.db",
+        description="Where trainings keep the trials of their searches, as an SQLAlchemy URL; db/search.db by default.",
+    )
+    lab_outputs: Path = Field(
+        ROOT / "outputs",
+        description="Where training writes the manifest, and what it could not log; outputs by default.",
+    )
     lab_archive: str | None = Field(
         None,
         description="An archive of ./run_all.sh backup, a path or a URL, whose data a lab without data begins with.",
@@ -78,6 +86,10 @@ class Settings(BaseSettings):
     api_admin_token: SecretStr | None = Field(
         None,
         description="What operators send as X-Admin-Token; without one their endpoints are open, on loopback only.",
+    )
+    api_url: str = Field(
+        default_factory=lambda data: f"http://{reached_at(data['api_bind'])}:{data['api_port']}",
+        description="Where training and the labstack command reach the API; by default on this machine, at API_PORT.",
     )
     api_cache_dir: Path = Field(
         ROOT / ".lab" / "models", description="Where the API keeps the versions it fetched; .lab/models by default."

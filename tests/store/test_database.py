@@ -62,7 +62,7 @@ def test_processes_that_prepare_one_new_database_at_once_all_succeed(tmp_path: P
     ]
     outputs = [process.communicate()[0].decode() for process in started]
     assert outputs == ["iris 150 rows, student_exam_scores 200 rows\n"] * 4
-    assert len(datasets.read(connect(url), "iris").cells) == 150
+    assert len(datasets.read(connect(url), "iris")) == 150
 
 
 def test_two_writers_queue(engine: Engine) -> None:
@@ -140,3 +140,16 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "not a database" in done.stderr
     assert os.listdir(tmp_path) == ["lab.db"]
+
+
+def test_rows_of_the_first_form_are_taken_over(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path}/lab.db")
+    migrate(engine, "0001")
+    with engine.execution_options(writes=True).begin() as connection:
+        columns = '[{"name": "a", "type": "number"}, {"name": "b", "type": "text"}]'
+        connection.execute(text("INSERT INTO datasets VALUES (1, 't', '', :c, '', '2026-01-01 00:00')"), {"c": columns})
+        for cells in ('[1.5, "x"]', "[null, null]"):
+            query = text("INSERT INTO dataset_rows VALUES (NULL, 1, :c, '2026-01-01 00:00')")
+            connection.execute(query, {"c": cells})
+    migrate(engine)
+    assert list(datasets.read(engine, "t").dicts()) == [{"a": 1.5, "b": "x"}, {"a": None, "b": None}]

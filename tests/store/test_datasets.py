@@ -1,6 +1,7 @@
 """Datasets: loaded once, typed, and refused with the place of the fault."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import make_student_exam_scores
@@ -21,8 +22,8 @@ def load(engine: Engine, tmp_path: Path, text: str) -> datasets.Rows:
 
 def test_the_bundled_datasets_are_loaded_once(engine: Engine) -> None:
     expected = [("iris", 150), ("student_exam_scores", 200)]
-    assert list(datasets.load_bundled(engine)) == [(name, rows, True) for name, rows in expected]
-    assert list(datasets.load_bundled(engine)) == [(name, rows, False) for name, rows in expected]
+    assert list(datasets.load_bundled(engine)) == expected
+    assert list(datasets.load_bundled(engine)) == expected
 
 
 def test_iris_is_the_classic_one(engine: Engine) -> None:
@@ -30,10 +31,11 @@ def test_iris_is_the_classic_one(engine: Engine) -> None:
     iris = datasets.read(engine, "iris")
     names = ("sepal_length", "sepal_width", "petal_length", "petal_width")
     assert iris.columns == (*(Column(name, "number") for name in names), Column("species", "text"))
-    assert iris.cells[0] == [5.1, 3.5, 1.4, 0.2, "setosa"]
-    assert iris.cells[149] == [5.9, 3.0, 5.1, 1.8, "virginica"]
+    rows = list(iris.dicts())
+    assert list(rows[0].values()) == [5.1, 3.5, 1.4, 0.2, "setosa"]
+    assert list(rows[149].values()) == [5.9, 3.0, 5.1, 1.8, "virginica"]
     # the sums of the columns as published with the data set
-    assert [round(sum(float(row[i] or 0) for row in iris.cells), 1) for i in range(4)] == [876.5, 458.6, 563.7, 179.9]
+    assert [round(float(column.sum()), 1) for column in iris.cells[:4]] == [876.5, 458.6, 563.7, 179.9]
 
 
 def test_the_students_are_what_their_generator_makes() -> None:
@@ -53,7 +55,10 @@ def test_leading_comments_are_the_description(engine: Engine, tmp_path: Path) ->
 def test_types_come_from_the_cells(engine: Engine, tmp_path: Path) -> None:
     rows = load(engine, tmp_path, 'number,text,gaps,large,quoted,ids\n1,x,,inf,"a,\nb",1_2\n2.5e3,7,4,1,c,3\n')
     assert [column.type for column in rows.columns] == ["number", "text", "number", "text", "text", "text"]
-    assert rows.cells == [[1.0, "x", None, "inf", "a,\nb", "1_2"], [2500.0, "7", 4.0, "1", "c", "3"]]
+    assert [list(row.values()) for row in rows.dicts()] == [
+        [1.0, "x", None, "inf", "a,\nb", "1_2"],
+        [2500.0, "7", 4.0, "1", "c", "3"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -85,3 +90,107 @@ def test_an_unknown_dataset_is_refused_with_the_names_of_those_there_are(engine:
     list(datasets.load_bundled(engine))
     with pytest.raises(DatasetError, match="there are: iris, student_exam_scores"):
         datasets.read(engine, "irish")
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(datasets, "SMALL_ROWS", 4)
+
+
+TABLE = "a,b\n" + "".join(f"{number / 2},{'x' * (number % 3)}\n" for number in range(35))
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_table_in_several_chunks_is_read_whole_and_in_parts(engine: Engine, tmp_path: Path) -> None:
+    rows = load(engine, tmp_path, TABLE)
+    assert len(rows) == datasets.summary(engine, "table").rows == 35
+    assert [row["a"] for row in rows.dicts()] == [number / 2 for number in range(35)]
+    for offset, limit in ((0, 5), (8, 15), (30, 99), (35, 5), (99, 1)):
+        part = datasets.read(engine, "table", offset, limit)
+        assert list(part.dicts()) == list(rows.dicts())[offset : offset + limit]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_column_may_turn_out_late_to_be_of_text(engine: Engine, tmp_path: Path) -> None:
+    rows = load(engine, tmp_path, "a,b\n" + "1.50,2\n" * 25 + "many,\n")
+    assert [column.type for column in rows.columns] == ["text", "number"]
+    assert [list(row.values()) for row in rows.dicts()] == [["1.50", 2.0]] * 25 + [["many", None]]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_row_too_short_in_a_late_chunk_is_named(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="line 27: 1 cells under 2 columns"):
+        load(engine, tmp_path, "a,b\n" + "1,2\n" * 25 + "3\n" + "1,2\n" * 5)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_what_is_written_is_what_was_read(engine: Engine, tmp_path: Path) -> None:
+    text = '# Of two kinds.\nnumber,words\n1,"a, ""b"""\n0.1,\n,x\n-2e+300,"two\nlines"\n' + "7,y\n" * 20
+    before = load(engine, tmp_path, text)
+    assert "".join(datasets.csv_lines(engine, "table")) == text
+    with (tmp_path / "out.csv").open("w", newline="") as file:
+        file.writelines(datasets.csv_lines(engine, "table"))
+    datasets.load_csv(engine, tmp_path / "out.csv", "again")
+    assert list(datasets.read(engine, "again").dicts()) == list(before.dicts())
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_rows_are_appended_behind_those_there_are(engine: Engine, tmp_path: Path) -> None:
+    rows = list(load(engine, tmp_path, TABLE).dicts())
+    for number in range(15):
+        more: list[dict[str, float | str | None]] = [{"a": number, "b": None}, {"b": "new", "a": None}]
+        assert datasets.append(engine, "table", more) == 37 + 2 * number
+        rows += [{"a": float(number), "b": None}, {"a": None, "b": "new"}]
+    assert list(datasets.read(engine, "table").dicts()) == rows
+    with reading(engine) as session:
+        assert max(session.scalars(select(datasets.Chunk.rows))) == 10
+        assert len(session.scalars(select(datasets.Chunk)).all()) < 14  # small ones grow
+
+
+def test_a_file_is_appended_by_the_names_of_its_columns(engine: Engine, tmp_path: Path) -> None:
+    load(engine, tmp_path, "a,b,c\n1,x,\n")
+    (tmp_path / "more.csv").write_text("c,b,a\n4,,3\n")
+    assert datasets.load_csv(engine, tmp_path / "more.csv", "table", append=True) == 1
+    assert list(datasets.read(engine, "table").dicts()) == [
+        {"a": 1.0, "b": "x", "c": None},
+        {"a": 3.0, "b": None, "c": 4.0},
+    ]
+    for text, fault in (
+        ("a,b\n1,x\n", "needs a column 'c' of numbers"),
+        ("a,b,c\nmany,x,1\n", "needs a column 'a' of numbers"),
+        ("a,b,c,d\n1,x,1,1\n", "has no column d"),
+    ):
+        (tmp_path / "more.csv").write_text(text)
+        with pytest.raises(DatasetError, match=fault):
+            datasets.load_csv(engine, tmp_path / "more.csv", "table", append=True)
+    with pytest.raises(DatasetError, match="already"):
+        datasets.load_csv(engine, tmp_path / "more.csv", "table")
+    assert datasets.summary(engine, "table").rows == 2
+
+
+def test_all_faults_of_rows_are_named_and_none_is_appended(engine: Engine, tmp_path: Path) -> None:
+    load(engine, tmp_path, "a,b\n1,x\n")
+    records: list[dict[str, object]] = [
+        {"a": 1, "b": "y"},
+        {"a": "1", "b": 2},
+        {"a": True},
+        {"a": float("nan"), "b": None, "z": 1},
+    ]
+    with pytest.raises(datasets.RowsError) as raised:
+        datasets.append(engine, "table", records)
+    assert [place for place, _ in raised.value.faults] == ["[1].a", "[1].b", "[2].a", "[2].b", "[3].a", "[3].z"]
+    assert len(datasets.read(engine, "table")) == 1
+
+
+def test_writers_that_append_at_once_lose_nothing(engine: Engine, tmp_path: Path) -> None:
+    load(engine, tmp_path, "a,b\n1,x\n")
+
+    def write(number: int) -> None:
+        for _ in range(20):
+            datasets.append(engine, "table", [{"a": number, "b": None}])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    numbers = datasets.read(engine, "table").cells[0][1:]
+    assert sorted(numbers.tolist()) == sorted([0.0, 1.0, 2.0, 3.0] * 20)

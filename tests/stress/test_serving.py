@@ -132,6 +132,7 @@ def test_a_stop_answers_all_that_came(lab: Lab, versions: Versions, tmp_path: Pa
 def test_a_slow_registry_delays_no_request(lab: Lab, versions: Versions, tmp_path: Path) -> None:
     with Relay(lab.tracking_uri) as relay:
         settings: dict[str, Any] = {"mlflow_tracking_uri": relay.url, "follow_interval_seconds": 0.2}
+        settings["reload_timeout_seconds"] = 120  # a look at such a registry takes half a minute
         with run_api(tmp_path, **settings) as api:
             with load(api, path=versions.path) as quick:
                 wait_until(lambda: len(api.lines("prediction")) > 2000, 60, "the load is on")

@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 import labstack
 from labstack.api.routes.admin import Move, Update
+from labstack.api.routes.data import MAX_OFFSET, MAX_PAGE, PAGE_ROWS
 from labstack.api.serving.lineup import Lineup
 from labstack.api.tensors import InferRequest
 from labstack.contract import LARGEST, Contract, Feature
@@ -27,6 +28,7 @@ ERRORS = {
     "model": (404, 503),
     "ready": (503,),
     "hook": (202, 403, 404),
+    "data": (400, 403, 404, 413, 415, 422, 429, 503),
     "info": (),
 }
 KINDS = {
@@ -41,6 +43,7 @@ KINDS = {
     "model_info": "model",
     "canary_status": "model",
     "mlflow_webhook": "hook",
+    **dict.fromkeys(("list_data", "read_data", "append_data"), "data"),
     **dict.fromkeys(("reload", "update_model", "accept_next_model", "reject_next_model", "rollback"), "operators"),
 }
 BODIES: dict[str, type[BaseModel]] = {
@@ -49,6 +52,12 @@ BODIES: dict[str, type[BaseModel]] = {
     "reject_next_model": Move,
     "rollback": Move,
     "infer": InferRequest,
+}
+ROWS: Schema = {"anyOf": [OBJECT, {"type": "array", "items": OBJECT, "minItems": 1}], "description": "Rows, whole."}
+PAGE: dict[str, Schema] = {
+    "offset": {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": PAGE_ROWS},
+    "format": {"enum": ["json", "csv"]},
 }
 TEXTS = {"prometheus": TEXT, "ping": TEXT, "version": TEXT, "docs": "text/html"}
 
@@ -81,7 +90,7 @@ def document(app: Flask, lineups: dict[str, Lineup], default: str, needs_token: 
     if needs_token:
         for operations in paths.values():
             for operation in operations.values():
-                if operation["tags"] == ["operators"]:
+                if operation["tags"][0] in ("operators", "data"):
                     operation["security"] = [{"operator": []}]
     return {
         "openapi": "3.1.0",
@@ -134,6 +143,9 @@ def _operation(ident: str, name: str, text: str, arguments: set[str], key: str |
     ]
     if name in ("model_info", "canary_status"):
         parameters.append({"name": "model", "in": "query", "required": False, "schema": {"type": "string"}})
+    if name == "read_data":
+        for argument, schema in PAGE.items():
+            parameters.append({"name": argument, "in": "query", "required": False, "schema": schema})
     if kind == "predict":
         parameters.append({"name": "X-Canary-Key", "in": "header", "required": False, "schema": {"type": "string"}})
     if parameters:
@@ -154,6 +166,10 @@ def _contents(name: str, key: str | None) -> Schema:
         )
     elif name == "invocations":
         found["requestBody"] = _body({"$ref": f"#/components/schemas/{key}.invocations"} if key else OBJECT)
+    elif name == "append_data":
+        found["requestBody"] = _body(ROWS)
+    elif name == "read_data":
+        content = content | {"text/csv": {"schema": {"type": "string"}}}
     answers = {"200": {"description": "Success.", "content": content}}
     if name == "infer":
         answers["200"]["content"] = content | {"application/octet-stream": {}}

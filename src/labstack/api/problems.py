@@ -14,6 +14,7 @@ from labstack.api.serving.lineup import Role
 from labstack.contract import ContractError, Remarks
 from labstack.errors import LabError
 from labstack.mlflow_rest import NotThereError, RegistryError, RegistryFailedError
+from labstack.store.datasets import RowsError, UnknownDatasetError
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +100,9 @@ def _from_prediction(error: PredictionFailedError) -> Response:
 
 def _from_lab(error: LabError) -> Response:
     """What an operator asked of the registry or of our database, and could not be done."""
-    if isinstance(error, NotThereError):
+    if isinstance(error, RowsError):
+        return _answer(Problem(422, "rows", str(error), error.faults))
+    if isinstance(error, NotThereError | UnknownDatasetError):
         return _answer(Problem(404, "not-there", str(error)))
     if isinstance(error, RegistryError) and not isinstance(error, RegistryFailedError):
         return _answer(Problem(409, "refused", str(error)))

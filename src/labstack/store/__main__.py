@@ -12,7 +12,7 @@ def main() -> None:
     try:
         engine = connect(settings.load().lab_database_url)
         migrate(engine)
-        print(", ".join(f"{name} {rows} rows" for name, rows, _ in datasets.load_bundled(engine)))  # noqa: T201
+        print(", ".join(f"{name} {rows} rows" for name, rows in datasets.load_bundled(engine)))  # noqa: T201
     except (LabError, OSError) as error:
         sys.exit(f"The database could not be prepared: {error}")
 

@@ -90,8 +90,8 @@ def reading(engine: Engine) -> Iterator[Session]:
         yield session
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the database to the newest revision. Several processes may call it at once: one does the work.
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the database to a revision. Several processes may call it at once: one does the work.
 
     Raises DatabaseError when the database cannot be opened or written, as all that follows here does.
     """
@@ -100,7 +100,7 @@ def migrate(engine: Engine) -> None:
     try:
         with _usable(engine), engine.execution_options(writes=True).begin() as connection:
             config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            alembic.command.upgrade(config, revision)
     except CommandError as error:
         raise DatabaseError(f"The database {engine.url!r} was made by a newer Labstack than this: {error}.") from error
 

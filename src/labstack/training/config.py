@@ -2,11 +2,12 @@
 
 import importlib
 import re
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from sklearn.base import BaseEstimator, is_classifier, is_regressor
 
 from labstack.errors import LabError
@@ -16,9 +17,17 @@ FOLDER = ROOT / "src" / "pipelines"
 
 # the metrics of each task, and whether more is better
 METRICS = {
-    "classification": {"accuracy": True, "f1_macro": True, "log_loss": False},
+    "classification": {
+        "accuracy": True,
+        "balanced_accuracy": True,
+        "f1_macro": True,
+        "roc_auc": True,
+        "log_loss": False,
+    },
     "regression": {"rmse": False, "mae": False, "r2": True},
 }
+SCALARS = {bool, int, float, str, type(None)}
+OF_PROBABILITIES = ("roc_auc", "log_loss")
 
 
 class PipelineError(LabError):
@@ -34,36 +43,101 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 )
 
 
-class Data(BaseModel):
-    """A dataset of the store; every column that is not the target is a feature."""
+class Part(BaseModel):
+    """A part of the file: what it does not know, it refuses."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    dataset: str
+
+class Sql(Part):
+    """Rows of any database that SQLAlchemy reaches; `$NAME` in the URL stands for a variable of the environment."""
+
+    url: str
+    query: str
+
+
+class Data(Part):
+    """Where rows come from, which column is the target, and which are features; by default all others."""
+
+    dataset: str | None = None
+    csv: Path | None = None
+    parquet: Path | None = None
+    sql: Sql | None = None
     target: str
+    features: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
+    filter: str | None = Field(None, description="Which rows, as pandas' DataFrame.query understands it.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if sum(source is not None for source in (self.dataset, self.csv, self.parquet, self.sql)) != 1:
+            raise ValueError("one of dataset, csv, parquet and sql is needed, and no other beside it")
+        if self.features is not None and self.target in self.features:
+            raise ValueError(f"features: the target {self.target!r} cannot be a feature")
+        return self
+
+    def __str__(self) -> str:
+        if self.sql is not None:
+            return "an SQL query"
+        return f"dataset {self.dataset!r}" if self.dataset is not None else str(self.csv or self.parquet)
 
 
-class Split(BaseModel):
-    """The part of the rows that is held out for evaluation, and the seed that draws it."""
+class Split(Part):
+    """The part of the rows that is held out for evaluation, and how it is drawn.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    `stratified` keeps the classes' shares, and is what a classification does by default; `time` holds out the latest
+    rows by a column, `group` whole groups of rows.
+    """
 
+    by: Literal["random", "stratified", "time", "group"] | None = None
+    column: str | None = None
     test_fraction: float = Field(0.25, gt=0, lt=1)
     seed: int = Field(42, ge=0, lt=2**32)
 
+    @model_validator(mode="after")
+    def _column_where_needed(self) -> "Split":
+        if (self.by in ("time", "group")) != (self.column is not None):
+            raise ValueError("column: time and group need one, random and stratified take none")
+        return self
 
-class Pipeline(BaseModel):
-    """How a model is made."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Preprocessing(Part):
+    """What is done to features before they are learnt from; what is not needed is left out."""
 
-    model: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
-    task: Literal["classification", "regression"]
-    data: Data
-    split: Split = Split()
+    impute: Literal["median", "mean", "most_frequent", "none"] = "median"
+    scale: Literal["standard", "minmax", "robust", "none"] = "standard"
+    encode: Literal["one_hot", "ordinal"] = "one_hot"
+
+
+class Range(Part):
+    """Numbers from low to high, both included; whole ones where both are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Range":
+        if not self.low < self.high:
+            raise ValueError("low must be less than high")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log: low must be more than 0, and there is no step")
+        return self
+
+
+Choices = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[tuple[Any, ...], Tag("list")],
+    Discriminator(lambda given: "range" if isinstance(given, dict | Range) else "list"),
+]
+
+
+class Candidate(Part):
+    """An estimator of scikit-learn by its import path, with fixed parameters and others that are searched."""
+
     estimator: str
     params: dict[str, Any] = {}
-    metric: str
+    search: dict[str, Choices] = {}
 
     @field_validator("estimator")
     @classmethod
@@ -80,25 +154,144 @@ class Pipeline(BaseModel):
         return path
 
     @model_validator(mode="after")
-    def _fits_its_task(self) -> "Pipeline":
-        if self.metric not in METRICS[self.task]:
-            raise ValueError(
-                f"metric: a {self.task} is measured by {', '.join(METRICS[self.task])}; not by {self.metric}"
-            )
-        estimator = self.make_estimator()
-        if not (is_classifier(estimator) if self.task == "classification" else is_regressor(estimator)):
-            raise ValueError(f"estimator: {self.estimator} does not do {self.task}")
-        if self.metric == "log_loss" and not hasattr(estimator, "predict_proba"):
-            raise ValueError(f"metric: {self.estimator} with these params gives no probabilities, which log_loss needs")
+    def _has_its_parameters(self) -> "Candidate":
+        known = self.make().get_params()
+        for name, choices in self.search.items():
+            if name not in known:
+                raise ValueError(f"search: {self.name} has no parameter {name!r}; it has: {', '.join(known)}")
+            if name in self.params:
+                raise ValueError(f"search: {name!r} is fixed in params")
+            if choices == () or (isinstance(choices, tuple) and not set(map(type, choices)) <= SCALARS):
+                raise ValueError(f"search: {name!r} needs a list of values, or low and high")
         return self
 
-    def make_estimator(self) -> Any:
-        """A new estimator with its parameters. Raises ValueError when it has no such parameter."""
+    @property
+    def name(self) -> str:
+        return self.estimator.rpartition(".")[2]
+
+    def make(self, chosen: dict[str, Any] | None = None) -> Any:
+        """A new estimator with its parameters and those that were chosen. Raises ValueError where it has none such."""
         module, _, name = self.estimator.rpartition(".")
         try:
-            return getattr(importlib.import_module(module), name)(**self.params)
+            return getattr(importlib.import_module(module), name)(**self.params | (chosen or {}))
         except TypeError as error:
             raise ValueError(f"params: {error}") from error
+
+
+class Search(Part):
+    """How long the best candidate and parameters are searched, by cross-validation on the training rows."""
+
+    trials: int = Field(20, ge=1, le=100_000)
+    seconds: float | None = Field(None, gt=0)
+    folds: int = Field(5, ge=2, le=50)
+    prune: bool = True
+    processes: int = Field(1, ge=1, le=64)
+
+
+class Expectation(Part):
+    """What must become of predictions when one feature of the held-out rows changes and all else stays.
+
+    `raise` adds `by`, a tenth of the feature's range by default; `swap` puts each other category in. Of a
+    classification `class` names the class whose probability is meant.
+    """
+
+    raise_: str | None = Field(None, alias="raise")
+    by: float | None = Field(None, gt=0)
+    swap: str | None = None
+    must: Literal["not fall", "not rise", "not change"]
+    class_: str | None = Field(None, alias="class")
+    tolerance: float = Field(0.0, ge=0, description="How far a prediction may go the wrong way.")
+    share: float = Field(1.0, gt=0, le=1, description="Of the rows, for which it must hold.")
+
+    @model_validator(mode="after")
+    def _changes_one(self) -> "Expectation":
+        if (self.raise_ is None) == (self.swap is None):
+            raise ValueError("raise a feature, or swap one")
+        if self.swap is not None and (self.by is not None or self.must != "not change"):
+            raise ValueError("swap: categories have no order, so all that can be asked is must: not change")
+        return self
+
+    @property
+    def feature(self) -> str:
+        return self.raise_ or self.swap or ""
+
+    def __str__(self) -> str:
+        verb = f"raising {self.raise_}" if self.raise_ else f"swapping {self.swap}"
+        of = f"the probability of {self.class_}" if self.class_ else "the prediction"
+        return f"{verb}, {of} must {self.must}"
+
+
+class Slice(Part):
+    """A floor, or for metrics of which less is better a ceiling, for each group of rows with one value of a column."""
+
+    column: str
+    limit: float
+    metric: str | None = None
+    min_rows: int = Field(20, ge=1)
+
+
+class Gates(Part):
+    """What a candidate must pass before it may become production."""
+
+    thresholds: dict[str, float] = {}
+    margin: float = Field(0.0, ge=0, description="How much worse than production's the metric may be, in its unit.")
+    expectations: tuple[Expectation, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    onnx: Literal["preferred", "required", "off"] = "preferred"
+    latency_ms: float = Field(50.0, gt=0, description="Of one row, the median, in this process.")
+    allow_schema_change: bool = False
+
+
+class Pipeline(Part):
+    """How a model is made."""
+
+    model: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
+    task: Literal["classification", "regression"]
+    data: Data
+    split: Split = Split()
+    preprocessing: Preprocessing = Preprocessing()
+    candidates: tuple[Candidate, ...]
+    search: Search = Search()
+    metric: str
+    gates: Gates = Gates()
+    approval: Literal["auto", "ask", "manual"] = "auto"
+    after_promotion: Literal["reload", "nothing"] = "reload"
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> "Pipeline":
+        if not self.candidates:
+            raise ValueError("candidates: at least one is needed")
+        known = METRICS[self.task]
+        asked = [("metric", self.metric), *(("gates.thresholds", name) for name in self.gates.thresholds)]
+        for place, metric in asked + [("gates.slices.metric", one.metric or self.metric) for one in self.gates.slices]:
+            if metric not in known:
+                raise ValueError(f"{place}: a {self.task} is measured by {', '.join(known)}; not by {metric}")
+        classifies = self.task == "classification"
+        if self.split.by == "stratified" and not classifies:
+            raise ValueError("split.by: a regression has no classes to be stratified by")
+        for number, candidate in enumerate(self.candidates):
+            estimator = candidate.make()
+            if not (is_classifier(estimator) if classifies else is_regressor(estimator)):
+                raise ValueError(f"candidates.{number}.estimator: {candidate.estimator} does not do {self.task}")
+            if self.metric in OF_PROBABILITIES and not hasattr(estimator, "predict_proba"):
+                raise ValueError(
+                    f"metric: {candidate.estimator} with these params gives no probabilities, which {self.metric} needs"
+                )
+        for wish in self.gates.expectations:
+            if wish.class_ is not None and not classifies:
+                raise ValueError("gates.expectations.class: a regression has no classes")
+            if wish.class_ is None and classifies and wish.must != "not change":
+                raise ValueError(f"gates.expectations.class: which class's probability must {wish.must}?")
+        return self
+
+    @cached_property
+    def more_is_better(self) -> bool:
+        return METRICS[self.task][self.metric]
+
+    @property
+    def split_by(self) -> str:
+        """How the rows are split, said or not."""
+        return self.split.by or ("stratified" if self.task == "classification" else "random")
 
 
 def names() -> list[str]:
@@ -107,7 +300,10 @@ def names() -> list[str]:
 
 
 def read(name: str) -> Pipeline:
-    """A pipeline by its name in src/pipelines, or by the path of its file. Raises PipelineError."""
+    """A pipeline by its name in src/pipelines, or by the path of its file. Raises PipelineError.
+
+    The path of a table in the file is one from the file's own folder.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     try:
         text = path.read_text(encoding="utf-8")
@@ -116,12 +312,16 @@ def read(name: str) -> Pipeline:
             f"There is no pipeline {name!r}; there are: {', '.join(names())}, or a file's path."
         ) from error
     try:
-        return Pipeline.model_validate(yaml.load(text, _Loader))  # noqa: S506  # a SafeLoader
+        pipeline = Pipeline.model_validate(yaml.load(text, _Loader))  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise PipelineError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        faults = "; ".join(
-            ": ".join(filter(None, [".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")]))
-            for fault in error.errors()
-        )
-        raise PipelineError(f"{path}: {faults}") from error
+        raise PipelineError(f"{path}: {'; '.join(dict.fromkeys(map(_told, error.errors())))}") from error
+    tables = {kind: path.parent / table for kind in ("csv", "parquet") if (table := getattr(pipeline.data, kind))}
+    return pipeline.model_copy(update={"data": pipeline.data.model_copy(update=tables)})
+
+
+def _told(fault: Any) -> str:
+    """A fault as people read it: the key, and what is wrong or allowed."""
+    place = ".".join(str(part) for part in fault["loc"] if part not in ("range", "list"))
+    return ": ".join(filter(None, [place, fault["msg"].removeprefix("Value error, ")]))

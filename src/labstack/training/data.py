@@ -1,75 +1,259 @@
-"""From the store's rows to a training set and a held-out set."""
+"""From rows, wherever they lie, to a table that can be learnt from, or everything that keeps it from being one."""
 
+import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import train_test_split
-from sqlalchemy import Engine
+from sklearn.model_selection import (
+    GroupKFold,
+    GroupShuffleSplit,
+    KFold,
+    StratifiedKFold,
+    TimeSeriesSplit,
+    train_test_split,
+)
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
+from labstack.contract import Matrix
 from labstack.errors import LabError
 from labstack.store import datasets
-from labstack.training.config import Pipeline
+from labstack.training.config import Pipeline, Sql
+
+MAX_CATEGORIES = 1000
+LEAK_ROWS = 5000  # that are looked at for a leak
+Indices = npt.NDArray[np.intp]
 
 
 class DataError(LabError):
-    """The rows cannot be learnt from; the text says why."""
+    """The rows cannot be learnt from; the text says why, every reason."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """Features as frames of float64 columns, targets as arrays of labels (text) or numbers; rows match."""
+class Column:
+    """A feature: a number or, when it has categories, one of these."""
 
-    train_features: pd.DataFrame
-    test_features: pd.DataFrame
-    train_target: npt.NDArray[Any]
-    test_target: npt.NDArray[Any]
+    name: str
+    categories: tuple[str, ...]
+    missing: bool
 
 
-def load(engine: Engine, pipeline: Pipeline) -> Split:
-    """The pipeline's rows, split with its seed, by class where there are classes.
+@dataclass(frozen=True)
+class Table:
+    """Rows with their target, split.
+
+    `frame` holds the features as people know them, float64 and text columns, numbers first; `matrix`, of shape (rows,
+    features), as a contract does: a category is its place among all, a missing value NaN. `target` is of labels
+    (text) or float64. `others` are the columns that are no features. `train` and `test` are places of rows.
+    """
+
+    columns: tuple[Column, ...]
+    frame: pd.DataFrame
+    matrix: Matrix
+    target: npt.NDArray[Any]
+    others: pd.DataFrame
+    train: Indices
+    test: Indices
+    digest: str
+    remarks: tuple[str, ...]
+
+    def column(self, name: str) -> "pd.Series[Any]":
+        """A column of the rows, whether it is a feature or not."""
+        return self.frame[name] if name in self.frame else self.others[name]
+
+
+def load(engine: Engine, pipeline: Pipeline) -> Table:
+    """The pipeline's rows, checked and split with its seed.
 
     Raises DatasetError when the dataset does not exist, DataError when it cannot be learnt from.
     """
-    rows = datasets.read(engine, pipeline.data.dataset)
-    frame = pd.DataFrame(rows.cells, columns=[column.name for column in rows.columns])
-    target = pipeline.data.target
-    if target not in frame:
-        raise DataError(
-            f"Dataset {pipeline.data.dataset!r} has no column {target!r}; it has: {', '.join(map(str, frame))}."
-        )
-    text = [column.name for column in rows.columns if column.type == "text" and column.name != target]
-    if text:
-        raise DataError(f"Features must be numbers; these columns hold text: {', '.join(text)}.")
-    if len(frame.columns) < 2:
-        raise DataError(f"Dataset {pipeline.data.dataset!r} has no column besides the target.")
-    missing = [str(name) for name in frame if frame[name].isna().any()]
-    if missing:
-        raise DataError(f"These columns have empty cells: {', '.join(missing)}.")
-    features = frame.drop(columns=target).astype(np.float64)
-    classifies = pipeline.task == "classification"
-    labels = _labels(frame[target]) if classifies else _numbers(frame[target])
+    rows = _read(engine, pipeline)
+    remarks: list[str] = []
+    rows, names = _chosen(rows, pipeline, remarks)
+    target = _target(rows[pipeline.data.target], pipeline)
+    names = _checked(rows, names, pipeline, remarks)
+    numbers = [name for name in names if rows[name].dtype != object]
+    columns = tuple(_column(rows[name]) for name in [*numbers, *(name for name in names if name not in numbers)])
+    frame = rows[[column.name for column in columns]]
+    matrix = _coded(frame, columns)
+    others = rows.drop(columns=[*frame.columns, pipeline.data.target])
+    train, test = _split(pipeline, rows, target)
+    remarks += _doubts(columns, matrix, target, train, test, pipeline)
+    return Table(columns, frame, matrix, target, others, train, test, _digest(frame, target), tuple(remarks))
+
+
+def folds(pipeline: Pipeline, table: Table) -> list[tuple[Indices, Indices]]:
+    """The cross-validation of the training rows: for each fold the places, among them, to learn from and to judge by.
+
+    Raises DataError when there are too few rows.
+    """
+    count, seed = pipeline.search.folds, pipeline.split.seed
+    target = table.target[table.train]
+    groups = None
+    if pipeline.split_by == "time":  # the training rows are in order
+        splitter: Any = TimeSeriesSplit(count)
+    elif pipeline.split_by == "group":
+        splitter, groups = GroupKFold(count), table.column(pipeline.split.column or "").iloc[table.train]
+    elif pipeline.split_by == "stratified":
+        splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
+        fewest = np.unique(target, return_counts=True)[1].min()
+        if fewest < count:
+            raise DataError(f"A class has {fewest} training rows, too few for search.folds: {count}.")
+    else:
+        splitter = KFold(count, shuffle=True, random_state=seed)
     try:
-        return Split(
-            *train_test_split(
-                features,
-                labels,
-                test_size=pipeline.split.test_fraction,
-                random_state=pipeline.split.seed,
-                stratify=labels if classifies else None,
-            )
-        )
+        return list(splitter.split(target, target, groups))
     except ValueError as error:
-        raise DataError(f"Dataset {pipeline.data.dataset!r} is too small to be split: {error}") from error
+        raise DataError(f"There are too few rows for search.folds: {count}: {error}") from error
 
 
-def _labels(column: "pd.Series[Any]") -> npt.NDArray[np.str_]:
-    labels = np.array([_label(cell) for cell in column])
-    if len(np.unique(labels)) < 2:
+def _read(engine: Engine, pipeline: Pipeline) -> pd.DataFrame:
+    """All rows, each column float64, or objects of text and None, or moments."""
+    source = pipeline.data
+    if source.dataset is not None or source.csv is not None:
+        rows = datasets.read_csv(source.csv) if source.csv else datasets.read(engine, str(source.dataset))
+        names = [column.name for column in rows.columns]
+        return pd.DataFrame(dict(zip(names, rows.cells, strict=True)), copy=False)
+    try:
+        found = _query(source.sql) if source.sql else pd.read_parquet(str(source.parquet))
+    except (OSError, ValueError, ImportError, SQLAlchemyError) as error:
+        reason = getattr(error, "orig", None) or error
+        raise DataError(f"{source} cannot be read: {' '.join(str(reason).split())}") from error
+    if not found.columns.is_unique:
+        double = found.columns[found.columns.duplicated()].unique()
+        raise DataError(f"Every column needs a name of its own; these come twice: {', '.join(map(str, double))}.")
+    return pd.DataFrame({str(name): _typed(found[name]) for name in found})
+
+
+def _query(sql: Sql) -> pd.DataFrame:
+    engine = create_engine(os.path.expandvars(sql.url))
+    try:
+        with engine.connect() as connection:
+            return pd.read_sql_query(text(sql.query), connection)
+    finally:
+        engine.dispose()
+
+
+def _typed(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A column of whatever type as numbers, text or moments."""
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return column
+    if pd.api.types.is_numeric_dtype(column):  # booleans too, as 0 and 1
+        return column.astype("Float64").astype(np.float64) if column.hasnans else column.astype(np.float64)
+    there = column.notna()
+    if not any(isinstance(cell, str) for cell in column[there]):
+        try:
+            return pd.Series(np.array(column.where(there), np.float64))  # decimals
+        except (TypeError, ValueError):
+            pass
+    cells = [str(cell) if known else None for cell, known in zip(column, there, strict=True)]
+    return pd.Series(np.array(cells, object))
+
+
+def _chosen(rows: pd.DataFrame, pipeline: Pipeline, remarks: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows that are meant, and the names of the features. Raises DataError."""
+    data, gates = pipeline.data, pipeline.gates
+    named = {
+        "data.target": [data.target],
+        "data.features": data.features or (),
+        "data.drop": data.drop,
+        "split.column": [pipeline.split.column] if pipeline.split.column else [],
+        "gates.slices": [one.column for one in gates.slices],
+    }
+    for place, names in named.items():
+        if unknown := [name for name in names if name not in rows]:
+            there = ", ".join(map(str, rows))
+            raise DataError(
+                f"{place}: {_capital(data)} has no column {', '.join(map(repr, unknown))}; it has: {there}."
+            )
+    if data.filter is not None:
+        try:
+            rows = rows.query(data.filter)
+        except Exception as error:  # an expression may fail in any way
+            raise DataError(f"data.filter: {data.filter!r} cannot be asked of the rows: {error}") from error
+    features = list(data.features or (str(name) for name in rows if name not in (data.target, pipeline.split.column)))
+    features = [name for name in features if name not in data.drop]
+    if not features:
+        raise DataError(f"{_capital(data)} has no column besides the target that could be a feature.")
+    for expectation in gates.expectations:
+        if expectation.feature not in features:
+            raise DataError(f"gates.expectations: {expectation.feature!r} is no feature: {', '.join(features)}.")
+    empty = rows[features].isna().all(axis=1)
+    unknown_target = rows[data.target].isna()
+    for count, what in ((empty.sum(), "no feature"), ((unknown_target & ~empty).sum(), "no target")):
+        if count:
+            remarks.append(f"{count:,} rows have {what}, and are left out")
+    rows = rows[~(empty | unknown_target)].reset_index(drop=True)
+    if pipeline.split.by == "time":
+        rows = rows.sort_values(str(pipeline.split.column), kind="stable", ignore_index=True)
+    if pipeline.split.column and rows[pipeline.split.column].isna().any():
+        raise DataError(f"split.column: {pipeline.split.column!r} has missing values.")
+    if rows.empty:
+        raise DataError(f"{_capital(data)} has no rows to learn from.")
+    return rows, features
+
+
+def _checked(rows: pd.DataFrame, names: list[str], pipeline: Pipeline, remarks: list[str]) -> list[str]:
+    """The features that can teach something. Raises DataError that names all that cannot be features."""
+    faults, kept = [], []
+    for name in names:
+        column = rows[name]
+        known = column.dropna()
+        if pd.api.types.is_datetime64_any_dtype(column):
+            faults.append(f"{name!r} holds moments; drop it, or make numbers of it")
+        elif column.nunique() < 2 and not (known.size and column.isna().any()):
+            what = f"is {known.iloc[0]!r} in every row" if known.size else "has no values"
+            remarks.append(f"{name!r} {what}, teaches nothing, and is left out")
+        elif column.dtype == object:
+            faults += _text_faults(known)
+            kept.append(name)
+        else:
+            if np.isinf(known).any():
+                faults.append(f"{name!r} holds infinite numbers")
+            if len(known) > 10 and (np.diff(known) == 1).all():
+                remarks.append(f"{name!r} counts the rows and looks like an id; data.drop leaves it out")
+            kept.append(name)
+    if faults:
+        raise DataError(f"{_capital(pipeline.data)} cannot be learnt from: {'; '.join(faults)}.")
+    if not kept:
+        raise DataError(f"{_capital(pipeline.data)} has no feature that teaches anything: {'; '.join(remarks)}.")
+    return kept
+
+
+def _text_faults(known: "pd.Series[Any]") -> Iterator[str]:
+    """What keeps a column of text from being a category."""
+    name, different = known.name, known.nunique()
+    numbers = pd.to_numeric(known, errors="coerce")
+    if 0.8 <= numbers.notna().mean() < 1:
+        strange = ", ".join(map(repr, known[numbers.isna()].unique()[:3]))
+        yield f"{name!r} holds numbers, but for {numbers.isna().sum():,} cells such as {strange}"
+    elif different == len(known) > 10:
+        yield f"{name!r} is another text in every row, as an id is; leave it out with data.drop"
+    elif different > MAX_CATEGORIES:
+        yield f"{name!r} has {different:,} categories, more than {MAX_CATEGORIES:,}; leave it out with data.drop"
+
+
+def _target(column: "pd.Series[Any]", pipeline: Pipeline) -> npt.NDArray[Any]:
+    if pipeline.task == "regression":
+        if column.dtype != np.float64:
+            raise DataError(f"The target {column.name!r} holds text; a regression needs numbers.")
+        if not np.isfinite(column).all():
+            raise DataError(f"The target {column.name!r} holds infinite numbers.")
+        if column.nunique() < 2:
+            raise DataError(f"The target {column.name!r} is the same in every row.")
+        return column.to_numpy(np.float64)
+    values, places = np.unique(column.to_numpy(), return_inverse=True)
+    if len(values) < 2:
         raise DataError(f"The target {column.name!r} has one class only.")
-    return labels
+    if len(values) > 20 and len(values) > len(column) / 2:
+        raise DataError(f"The target {column.name!r} has {len(values):,} classes in {len(column):,} rows.")
+    return np.array([_label(value) for value in values])[places]
 
 
 def _label(cell: str | float) -> str:
@@ -77,8 +261,100 @@ def _label(cell: str | float) -> str:
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
-def _numbers(column: "pd.Series[Any]") -> npt.NDArray[np.float64]:
+def _column(column: "pd.Series[Any]") -> Column:
+    known = column.dropna()
+    categories = tuple(sorted(known.unique())) if column.dtype == object else ()
+    return Column(str(column.name), categories, len(known) < len(column))
+
+
+def _coded(frame: pd.DataFrame, columns: tuple[Column, ...]) -> Matrix:
+    matrix = np.empty((len(frame), len(columns)), order="F")
+    for place, column in enumerate(columns):
+        values = frame[column.name]
+        if column.categories:
+            codes = pd.Categorical(values, categories=column.categories).codes.astype(np.float64)
+            matrix[:, place] = np.where(codes < 0, np.nan, codes)
+        else:
+            matrix[:, place] = values
+    return matrix
+
+
+def _split(pipeline: Pipeline, rows: pd.DataFrame, target: npt.NDArray[Any]) -> tuple[Indices, Indices]:
+    """The places of the rows to learn from and of those held out. Raises DataError when there are too few."""
+    places = np.arange(len(rows))
+    share, seed = pipeline.split.test_fraction, pipeline.split.seed
     try:
-        return column.to_numpy(np.float64)
+        if pipeline.split_by == "time":
+            first = round(len(rows) * (1 - share))
+            train, test = places[:first], places[first:]
+        elif pipeline.split_by == "group":
+            splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
+            train, test = next(splitter.split(places, groups=rows[pipeline.split.column]))
+        else:
+            stratify = target if pipeline.split_by == "stratified" else None
+            train, test = train_test_split(places, test_size=share, random_state=seed, stratify=stratify)
     except ValueError as error:
-        raise DataError(f"The target {column.name!r} holds text; a regression needs numbers.") from error
+        raise DataError(f"{_capital(pipeline.data)} is too small to be split: {error}") from error
+    if len(train) < 2 or len(test) < 1:
+        raise DataError(f"{_capital(pipeline.data)} is too small to be split: {len(rows)} rows.")
+    if pipeline.task == "classification" and (lost := set(target) - set(target[train])):
+        raise DataError(f"No training row is of class {', '.join(sorted(lost))}; split otherwise.")
+    return train, test
+
+
+def _doubts(
+    columns: tuple[Column, ...],
+    matrix: Matrix,
+    target: npt.NDArray[Any],
+    train: Indices,
+    test: Indices,
+    pipeline: Pipeline,
+) -> Iterator[str]:
+    """What does not stop a training, and yet people should know of their table."""
+    seen: dict[bytes, str] = {}
+    sample = train[:LEAK_ROWS]
+    for place, column in enumerate(columns):
+        values = matrix[:, place]
+        key = hashlib.sha256(values.tobytes()).digest()
+        if key in seen and not column.categories:
+            yield f"{column.name!r} equals {seen[key]!r} in every row"
+        seen.setdefault(key, column.name)
+        if column.categories:
+            new = set(values[test]) - set(values[train])
+            names = [column.categories[int(code)] for code in sorted(code for code in new if code == code)]
+            if names:
+                yield f"{column.name!r} has categories that only held-out rows hold: {', '.join(names[:5])}"
+        if _tells(values[sample], target[sample], pipeline.task):
+            yield f"{column.name!r} alone tells the target: is it known before the prediction is made, or a leak?"
+
+
+def _tells(values: Matrix, target: npt.NDArray[Any], task: str) -> bool:
+    """Whether one feature alone decides the target: a small tree of it makes no error, or nearly none."""
+    if len(values) < 20:
+        return False
+    if task == "classification":
+        leaves = len(np.unique(target))
+        tree: Any = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0)
+        return bool(tree.fit(values[:, None], target).score(values[:, None], target) > 0.999)
+    known = ~np.isnan(values)
+    if known.sum() < 20 or np.ptp(values[known]) == 0 or np.ptp(target[known]) == 0:
+        return False
+    if abs(np.corrcoef(values[known], target[known])[0, 1]) > 0.9999:
+        return True
+    half = len(values) // 2
+    tree = DecisionTreeRegressor(min_samples_leaf=5, random_state=0).fit(values[:half, None], target[:half])
+    return bool(tree.score(values[half:, None], target[half:]) > 0.999)
+
+
+def _digest(frame: pd.DataFrame, target: npt.NDArray[Any]) -> str:
+    """A hash of what is learnt from: the features' names and cells, and the target."""
+    found = hashlib.sha256(repr(list(frame)).encode())
+    for name in frame:
+        found.update(pd.util.hash_pandas_object(frame[name], index=False).to_numpy().tobytes())
+    found.update(np.ascontiguousarray(target).tobytes())
+    return found.hexdigest()
+
+
+def _capital(data: object) -> str:
+    said = str(data)
+    return said[0].upper() + said[1:]

@@ -1,5 +1,7 @@
-"""How good a fitted estimator is on the held-out rows: metrics as numbers, and plots for people."""
+"""How good predictions of held-out rows are: metrics with their intervals, importances, and plots for people."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -8,45 +10,286 @@ matplotlib.use("Agg")  # no screen
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from matplotlib.figure import Figure
 from sklearn import metrics
+from sklearn.base import clone
+from sklearn.calibration import CalibrationDisplay
+from sklearn.inspection import permutation_importance
 
-from labstack.training.config import Pipeline
+from labstack.contract import Matrix
+from labstack.training.config import METRICS, Pipeline
+from labstack.training.data import Indices, Table
+
+RESAMPLES = 200
+LEVEL = 0.95
+RANKED_ROWS = 20_000  # at most, for what sorts them in each resample
+SHOWN_CLASSES = 10
+LEARNT_ROWS = 20_000  # at most, for the learning curve
+PERMUTED_ROWS = 2_000  # at most, for the importances
+
+Target = npt.NDArray[Any]
 
 
-def measure(pipeline: Pipeline, estimator: Any, features: pd.DataFrame, target: npt.NDArray[Any]) -> dict[str, float]:
-    """The task's metrics; `log_loss`, in nats, only where the estimator gives probabilities."""
-    predicted = estimator.predict(features)
-    if pipeline.task == "regression":
-        return {
-            "rmse": float(metrics.root_mean_squared_error(target, predicted)),
-            "mae": float(metrics.mean_absolute_error(target, predicted)),
-            "r2": float(metrics.r2_score(target, predicted)),
-        }
-    found = {
-        "accuracy": float(metrics.accuracy_score(target, predicted)),
-        "f1_macro": float(metrics.f1_score(target, predicted, average="macro", zero_division=0.0)),
+@dataclass(frozen=True)
+class Predicted:
+    """Labels or numbers of rows; probabilities of shape (rows, classes) where the estimator gives them."""
+
+    outputs: Target
+    classes: tuple[str, ...] = ()
+    probabilities: Matrix | None = None
+
+
+def predict(estimator: Any, rows: Any) -> Predicted:
+    """What a fitted estimator predicts of rows, in whatever form it was fitted on."""
+    classes = tuple(map(str, getattr(estimator, "classes_", ())))
+    gives = classes and hasattr(estimator, "predict_proba")
+    return Predicted(estimator.predict(rows), classes, estimator.predict_proba(rows) if gives else None)
+
+
+def agree(one: Predicted, other: Predicted | None) -> bool:
+    """Whether two versions predict the same of the same rows, but for rounding."""
+    if other is None or one.classes != other.classes:
+        return False
+    if not one.classes:
+        return np.allclose(one.outputs, other.outputs, rtol=1e-9)
+    if not np.array_equal(one.outputs, other.outputs):
+        return False
+    if one.probabilities is None or other.probabilities is None:
+        return one.probabilities is other.probabilities
+    return np.allclose(one.probabilities, other.probabilities, rtol=0, atol=1e-9)
+
+
+class Scorer:
+    """The metrics of predictions, of all rows or of some: what each row adds is computed once.
+
+    A metric of classes is computed from their confusion matrix, as in scikit-learn: `balanced_accuracy` is the mean of
+    the classes' recalls, `f1_macro` of their F1, each over the classes that occur; `roc_auc` of more than two
+    classes is the mean of each against the rest; `log_loss` is in nats.
+    """
+
+    def __init__(self, task: str, target: Target, predicted: Predicted) -> None:
+        self.rows = len(target)
+        self._regresses = task == "regression"
+        if self._regresses:
+            self._target = target.astype(np.float64)
+            self._error = predicted.outputs.astype(np.float64) - self._target
+            self.names = list(METRICS[task])
+            return
+        self._classes = np.unique(np.concatenate([predicted.classes, target, predicted.outputs]).astype(str))
+        count = len(self._classes)
+        self._codes = np.searchsorted(self._classes, target.astype(str))
+        self._cells = self._codes * count + np.searchsorted(self._classes, predicted.outputs.astype(str))
+        self.names = ["accuracy", "balanced_accuracy", "f1_macro"]
+        self._probabilities = np.zeros((self.rows, count))
+        if predicted.probabilities is not None:
+            self._probabilities[:, np.searchsorted(self._classes, predicted.classes)] = predicted.probabilities
+            least = np.finfo(np.float64).eps
+            self._surprise = -np.log(np.clip(self._probabilities[np.arange(self.rows), self._codes], least, 1))
+            self.names += ["roc_auc", "log_loss"]
+
+    def __call__(self, metric: str, rows: Indices | None = None) -> float:
+        """A metric of these rows; NaN where it is not defined."""
+        chosen = np.arange(self.rows) if rows is None else rows
+        if self._regresses:
+            error = self._error[chosen]
+            if metric == "mae":
+                return float(np.abs(error).mean())
+            if metric == "rmse":
+                return float(np.sqrt((error**2).mean()))
+            target = self._target[chosen]
+            spread = ((target - target.mean()) ** 2).sum()
+            return float(1 - (error**2).sum() / spread) if spread else float("nan")
+        if metric == "log_loss":
+            return float(self._surprise[chosen].mean())
+        if metric == "roc_auc":
+            return self._roc_auc(chosen[:RANKED_ROWS])
+        count = len(self._classes)
+        confusion = np.bincount(self._cells[chosen], minlength=count**2).reshape(count, count)
+        right, actual, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+        if metric == "accuracy":
+            return float(right.sum() / actual.sum())
+        if metric == "balanced_accuracy":
+            return float((right[actual > 0] / actual[actual > 0]).mean())
+        there = actual + said > 0
+        return float((2 * right[there] / (actual + said)[there]).mean())
+
+    def _roc_auc(self, rows: Indices) -> float:
+        codes, probabilities = self._codes[rows], self._probabilities[rows]
+        places = [1] if len(self._classes) == 2 else range(len(self._classes))
+        if any((codes == place).all() or not (codes == place).any() for place in places):
+            return float("nan")
+        return float(np.mean([metrics.roc_auc_score(codes == place, probabilities[:, place]) for place in places]))
+
+    def all(self) -> dict[str, float]:
+        """Every metric that is defined."""
+        found = {name: self(name) for name in self.names}
+        return {name: value for name, value in found.items() if not np.isnan(value)}
+
+
+def resamples(rows: int, seed: int) -> Iterator[Indices]:
+    """Bootstrap samples of so many rows (Efron, 1979)."""
+    random = np.random.default_rng(seed)
+    for _ in range(RESAMPLES):
+        yield random.integers(0, rows, rows)
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The percentile interval of a bootstrap's values, at the level of 0.95."""
+    known = np.array([value for value in values if not np.isnan(value)])
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def intervals(scorer: Scorer, seed: int) -> dict[str, tuple[float, float]]:
+    """The bootstrap interval of every metric."""
+    found: dict[str, list[float]] = {name: [] for name in scorer.names}
+    for rows in resamples(scorer.rows, seed):
+        for name, values in found.items():
+            values.append(scorer(name, rows))
+    return {name: interval(values) for name, values in found.items()}
+
+
+def importances(pipeline: Pipeline, core: Any, table: Table) -> dict[str, tuple[float, float]]:
+    """By how much the metric gets worse when a feature's values are shuffled: the mean and spread of five times."""
+    rows = table.test[:PERMUTED_ROWS]
+
+    def score(estimator: Any, matrix: Matrix, target: Target) -> float:
+        value = Scorer(pipeline.task, target, predict(estimator, matrix))(pipeline.metric)
+        return value if pipeline.more_is_better else -value
+
+    found = permutation_importance(
+        core, table.matrix[rows], table.target[rows], scoring=score, n_repeats=5, random_state=pipeline.split.seed
+    )
+    order = np.argsort(-found.importances_mean)
+    return {
+        table.columns[place].name: (float(found.importances_mean[place]), float(found.importances_std[place]))
+        for place in order
     }
-    if hasattr(estimator, "predict_proba"):
-        found["log_loss"] = float(
-            metrics.log_loss(target, estimator.predict_proba(features), labels=estimator.classes_)
-        )
+
+
+def learning_curve(pipeline: Pipeline, core: Any, table: Table) -> list[tuple[int, float, float]]:
+    """The metric after learning from ever more rows: (rows, of the rows learnt from, of those held out)."""
+    random = np.random.default_rng(pipeline.split.seed)
+    order = table.train if pipeline.split_by == "time" else random.permutation(table.train)
+    order, test = order[-LEARNT_ROWS:], table.test[:LEARNT_ROWS]
+    found = []
+    for share in (0.1, 0.25, 0.5, 1.0):
+        rows = order[: max(int(len(order) * share), 2)]
+        try:
+            fitted = core if len(rows) == len(table.train) else clone(core).fit(table.matrix[rows], table.target[rows])
+            scores = [
+                Scorer(pipeline.task, table.target[part], predict(fitted, table.matrix[part]))(pipeline.metric)
+                for part in (rows, test)
+            ]
+        except ValueError:  # too few rows for this estimator, or one class only
+            continue
+        found.append((len(rows), scores[0], scores[1]))
     return found
 
 
-def plots(pipeline: Pipeline, estimator: Any, features: pd.DataFrame, target: npt.NDArray[Any]) -> dict[str, Figure]:
-    """Figures by file name: the confusion matrix, or predictions beside the truth with their residuals."""
-    predicted = estimator.predict(features)
+def plots(
+    pipeline: Pipeline,
+    target: Target,
+    predicted: Predicted,
+    importance: dict[str, tuple[float, float]],
+    curve: list[tuple[int, float, float]],
+) -> dict[str, Figure]:
+    """Figures by file name, of the held-out rows."""
+    found = {}
     if pipeline.task == "classification":
-        figure = Figure(figsize=(6, 5), layout="constrained")
-        axes = figure.subplots()
-        metrics.ConfusionMatrixDisplay.from_predictions(target, predicted, ax=axes, cmap="Blues", colorbar=False)
-        axes.set_title(f"{pipeline.model}: held-out rows")
-        return {"confusion_matrix.png": figure}
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    figure.suptitle(f"{pipeline.model}: held-out rows")
-    left, right = figure.subplots(1, 2)
-    for axes, kind in ((left, "actual_vs_predicted"), (right, "residual_vs_predicted")):
-        metrics.PredictionErrorDisplay.from_predictions(np.asarray(target), predicted, kind=kind, ax=axes)
-    return {"predictions.png": figure}
+        found["confusion_matrix.png"] = _confusion(target, predicted)
+        if predicted.probabilities is not None:
+            curves = list(_curves(target, predicted.classes, predicted.probabilities))
+            found["roc_and_precision_recall.png"] = _ranking(curves)
+            found["calibration.png"] = _calibration(curves)
+    else:
+        found["predictions.png"] = _predictions(target, predicted)
+    found["importance.png"] = _importance(pipeline.metric, importance)
+    found["learning_curve.png"] = _learning(pipeline.metric, curve)
+    for figure in found.values():
+        figure.suptitle(f"{pipeline.model}, held-out rows")
+    return found
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _confusion(target: Target, predicted: Predicted) -> Figure:
+    labels = np.unique(np.concatenate([target, predicted.outputs]).astype(str))
+    size = min(4 + 0.4 * len(labels), 20)
+    figure, axes = _figure(size + 1, size)
+    metrics.ConfusionMatrixDisplay.from_predictions(
+        target.astype(str),
+        predicted.outputs.astype(str),
+        ax=axes,
+        cmap="Blues",
+        colorbar=False,
+        xticks_rotation="vertical" if len(labels) > 4 else "horizontal",
+        include_values=len(labels) <= 20,
+    )
+    return figure
+
+
+Curve = tuple[str, npt.NDArray[np.bool_], Matrix]
+
+
+def _curves(target: Target, classes: tuple[str, ...], probabilities: Matrix) -> Iterator[Curve]:
+    """Each class that is worth a curve, whether each row is of it, and its probabilities; of two the second."""
+    for place in [1] if len(classes) == 2 else range(min(len(classes), SHOWN_CLASSES)):
+        is_one = target.astype(str) == classes[place]
+        if is_one.any() and not is_one.all():
+            yield classes[place], is_one, probabilities[:, place]
+
+
+def _ranking(curves: list[Curve]) -> Figure:
+    figure, (left, right) = _figure(11, 5, 2)
+    for name, is_one, probabilities in curves:
+        metrics.RocCurveDisplay.from_predictions(is_one, probabilities, name=name, ax=left)
+        metrics.PrecisionRecallDisplay.from_predictions(is_one, probabilities, name=name, ax=right)
+    left.plot([0, 1], [0, 1], "--", color="gray", linewidth=1)
+    left.set(title="ROC", xlabel="False positive rate", ylabel="True positive rate")
+    right.set(title="Precision and recall", xlabel="Recall", ylabel="Precision")
+    return figure
+
+
+def _calibration(curves: list[Curve]) -> Figure:
+    figure, axes = _figure(6, 5)
+    for name, is_one, probabilities in curves:
+        CalibrationDisplay.from_predictions(is_one, probabilities, n_bins=10, strategy="quantile", name=name, ax=axes)
+    axes.set(
+        title="Calibration", xlabel="Predicted probability, mean of a tenth of the rows", ylabel="Share of the class"
+    )
+    return figure
+
+
+def _predictions(target: Target, predicted: Predicted) -> Figure:
+    figure, (left, middle, right) = _figure(15, 5, 3)
+    for axes, kind in ((left, "actual_vs_predicted"), (middle, "residual_vs_predicted")):
+        metrics.PredictionErrorDisplay.from_predictions(
+            target, predicted.outputs, kind=kind, ax=axes, subsample=1000, random_state=0
+        )
+    right.hist(target - predicted.outputs, bins=30)
+    right.set(title="Residuals", xlabel="Actual less predicted", ylabel="Rows")
+    return figure
+
+
+def _importance(metric: str, importance: dict[str, tuple[float, float]]) -> Figure:
+    names = list(importance)[:30][::-1]
+    figure, axes = _figure(7, max(2.5, 1 + 0.3 * len(names)))
+    means, spreads = zip(*(importance[name] for name in names), strict=True)
+    axes.barh(names, means, xerr=spreads)
+    axes.set(title="Importance of the features", xlabel=f"How much worse {metric} gets when the feature is shuffled")
+    return figure
+
+
+def _learning(metric: str, curve: list[tuple[int, float, float]]) -> Figure:
+    figure, axes = _figure(6, 5)
+    for place, name in ((1, "rows learnt from"), (2, "held-out rows")):
+        axes.plot([point[0] for point in curve], [point[place] for point in curve], "o-", label=name)
+    axes.set(title="Learning curve", xlabel="Rows learnt from", ylabel=metric)
+    axes.legend()
+    return figure

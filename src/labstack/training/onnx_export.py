@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-import pandas as pd
 import structlog
 from onnx import TensorProto, compose, helper
-from skl2onnx import to_onnx
+from skl2onnx import to_onnx, update_registered_converter
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline as SklearnPipeline
+
+from labstack.contract import Matrix
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 TOLERANCE = 1e-5  # of probabilities absolutely, of regressions' values relatively to their spread
@@ -39,7 +41,7 @@ class Export:
     parity: float
 
 
-def export(estimator: SklearnPipeline, features: pd.DataFrame) -> Export | None:
+def export(estimator: SklearnPipeline, matrix: Matrix) -> Export | None:
     """The ONNX model of a fitted pipeline when it predicts these rows as the pipeline does.
 
     None when it does not, or cannot be converted: the version is then served by scikit-learn.
@@ -56,7 +58,7 @@ def export(estimator: SklearnPipeline, features: pd.DataFrame) -> Export | None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # converters warn of what the measurement below shows
                 model = convert(estimator).SerializeToString()
-                parity = measure_parity(estimator, model, features)
+                parity = measure_parity(estimator, model, matrix)
         except Exception as error:  # converters and the runtime fail in many ways, all of which mean: not this form
             log.debug("no ONNX", form=form, error=f"{type(error).__name__}: {error}"[:300])
             continue
@@ -66,7 +68,7 @@ def export(estimator: SklearnPipeline, features: pd.DataFrame) -> Export | None:
     return None
 
 
-def measure_parity(estimator: SklearnPipeline, model: bytes, features: pd.DataFrame) -> float:
+def measure_parity(estimator: SklearnPipeline, model: bytes, matrix: Matrix) -> float:
     """The largest difference between the outputs of an ONNX model and of the pipeline that it was made from.
 
     Infinite when a label differs, or when the labels are not those of the largest probabilities, since serving reads
@@ -75,12 +77,12 @@ def measure_parity(estimator: SklearnPipeline, model: bytes, features: pd.DataFr
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     [given] = session.get_inputs()
     dtype = np.float64 if given.type == "tensor(double)" else np.float32
-    output = session.run([session.get_outputs()[-1].name], {given.name: features.to_numpy(dtype)})[0]
-    predicted = estimator.predict(features)
+    output = session.run([session.get_outputs()[-1].name], {given.name: matrix.astype(dtype)})[0]
+    predicted = estimator.predict(matrix)
     if hasattr(estimator, "predict_proba"):
         if not np.array_equal(estimator.classes_[output.argmax(axis=1)], predicted):
             return float("inf")
-        return float(np.abs(output - estimator.predict_proba(features)).max())
+        return float(np.abs(output - estimator.predict_proba(matrix)).max())
     if hasattr(estimator, "classes_"):
         return float("inf")  # labels without probabilities
     spread = float(np.ptp(predicted)) or 1.0
@@ -141,6 +143,26 @@ def _average_last(graph: onnx.GraphProto, trees: int) -> None:
 def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
     found: onnx.AttributeProto = next(attribute for attribute in node.attribute if attribute.name == name)
     return found
+
+
+def _imputed_shape(operator: Any) -> None:
+    [given], [made] = operator.inputs, operator.outputs
+    made.type = type(given.type)([None, len(operator.raw_operator.statistics_)])
+
+
+def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
+    """An imputer of any precision; that of ONNX's own operator for it is single in the runtime."""
+    [given], [made] = operator.inputs, operator.outputs
+    statistics = np.asarray(operator.raw_operator.statistics_, np.float64)
+    kind = TensorProto.DOUBLE if isinstance(given.type, DoubleTensorType) else TensorProto.FLOAT
+    values, missing = scope.get_unique_variable_name("values"), scope.get_unique_variable_name("missing")
+    container.add_initializer(values, kind, [1, len(statistics)], statistics.tolist())
+    container.add_node("IsNaN", [given.full_name], [missing], name=scope.get_unique_operator_name("IsNaN"))
+    names = [missing, values, given.full_name]
+    container.add_node("Where", names, [made.full_name], name=scope.get_unique_operator_name("Where"))
+
+
+update_registered_converter(SimpleImputer, "LabstackSimpleImputer", _imputed_shape, _convert_imputer)
 
 
 def _convert(estimator: Any, input_type: type) -> onnx.ModelProto:

@@ -1,17 +1,27 @@
-"""Whether a new version takes production's place."""
+"""Today's production beside a candidate, and what follows a promotion."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
+
 from labstack import contract, registry, serialization
 from labstack.contract import Contract
 from labstack.errors import LabError
-from labstack.mlflow_rest import MlflowRest, NotThereError
-from labstack.training import data, evaluate
-from labstack.training.config import METRICS, Pipeline
+from labstack.mlflow_rest import MlflowRest, NotThereError, Version
+from labstack.settings import Settings, without_credentials
+from labstack.training import evaluate
+from labstack.training.config import Pipeline
+from labstack.training.data import Table
+from labstack.training.gates import Production
+
+GATES_TAG, GATE_TAG = "labstack.gates", "labstack.gate."
+PASSED, FAILED = "passed", "failed"
+RELOAD_SECONDS = 35.0
 
 
 class TrainingError(LabError):
@@ -22,8 +32,7 @@ class TrainingError(LabError):
 class Incumbent:
     """Today's production version, its files in a folder."""
 
-    version: int
-    run_id: str | None
+    record: Version
     contract: Contract
     folder: Path
 
@@ -41,52 +50,88 @@ def require_same_question(pipeline: Pipeline, client: MlflowRest) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a new version becomes production, why, and which version it was judged by, if there was one."""
-
-    promote: bool
-    reason: str
-    judged_by: int | None
-
-
-def judge(pipeline: Pipeline, client: MlflowRest, measured: dict[str, float], split: data.Split) -> Verdict:
-    """Judge a new version beside production, on the same held-out rows."""
-    metric = pipeline.metric
-    mine = measured[metric]
+def production(pipeline: Pipeline, client: MlflowRest, table: Table) -> Production | None:
+    """Today's production and what it predicts of the held-out rows; None when there is none. Raises TrainingError."""
     with _incumbent(client, pipeline.model) as incumbent:
         if incumbent is None:
-            return Verdict(True, f"the model had no production version, {metric} {mine:.4f}", None)
-        other = f"version {incumbent.version}"
+            return None
+        number = incumbent.record.number
+        held_out = table.test
         names = [feature.name for feature in incumbent.contract.features]
-        if set(names) != set(split.test_features):
-            reason = f"{other} takes other fields, {', '.join(names)}, so the two cannot be compared"
-            return Verdict(False, reason, incumbent.version)
-        estimator = serialization.load(incumbent.folder)
-        theirs = evaluate.measure(pipeline, estimator, split.test_features[names], split.test_target)
-    if metric not in theirs:
-        return Verdict(False, f"{other} gives no {metric} to compare with", incumbent.version)
-    more_is_better = METRICS[pipeline.task][metric]
-    better = mine > theirs[metric] if more_is_better else mine < theirs[metric]
-    sign = (">" if more_is_better else "<") if better else ("not >" if more_is_better else "not <")
-    fair = _held_back(pipeline, client, incumbent)
-    note = "" if fair else ", which learnt from some of these rows: its split was another"
-    return Verdict(better, f"{metric} {mine:.4f} {sign} {theirs[metric]:.4f} of {other}{note}", incumbent.version)
+        known = {*table.frame, *table.others}
+        if missing := [name for name in names if name not in known]:
+            why = f"version {number} takes {', '.join(missing)} too, which these rows do not hold"
+            return Production(number, incumbent.contract, None, why)
+        rows = table.frame.join(table.others).iloc[held_out][names]
+        predicted = evaluate.predict(serialization.load(incumbent.folder), rows)
+        doubt = "" if _held_back(pipeline, client, incumbent, table) else "it may have learnt from some of these rows"
+        return Production(number, incumbent.contract, predicted, doubt=doubt)
 
 
-def split_params(pipeline: Pipeline) -> dict[str, str]:
+def split_params(pipeline: Pipeline, table: Table) -> dict[str, str]:
     """What decides which rows are held out, as parameters of a run."""
     return {
-        "dataset": pipeline.data.dataset,
+        "data": str(pipeline.data),
+        "data_digest": table.digest,
+        "split": pipeline.split_by,
         "seed": str(pipeline.split.seed),
         "test_fraction": str(pipeline.split.test_fraction),
     }
 
 
-def _held_back(pipeline: Pipeline, client: MlflowRest, incumbent: Incumbent) -> bool:
+def require_passed(client: MlflowRest, model: str, number: int) -> None:
+    """Raise TrainingError when a version did not pass its gates, or was never judged."""
+    tags = client.version(model, number).tags
+    if tags.get(GATES_TAG) == PASSED:
+        return
+    failed = [
+        f"{name.removeprefix(GATE_TAG)} {said}"
+        for name, said in sorted(tags.items())
+        if name.startswith(GATE_TAG) and said.startswith(FAILED)
+    ]
+    reason = "; ".join(failed) or "it was never judged by them"
+    raise TrainingError(f"Version {number} of {model!r} has not passed its gates: {reason}. --force promotes it.")
+
+
+def require_compatible(client: MlflowRest, model: str, number: int) -> None:
+    """Raise TrainingError when a version answers other requests than production, beside which it is to be tried."""
+    with _incumbent(client, model) as incumbent, tempfile.TemporaryDirectory() as name:
+        if incumbent is None:
+            raise TrainingError(f"The model {model!r} has no production version for a canary to stand beside.")
+        client.download(model, number, contract.FILE_NAME, Path(name))
+        if broken := Contract.read(Path(name)).breaks_with(incumbent.contract):
+            raise TrainingError(f"Version {number} of {model!r} cannot be a canary: {'; '.join(broken)}.")
+
+
+def tell_api(settings: Settings) -> str:
+    """Have the API look at the registry now; what came of it, in a line. One that is away follows by itself later."""
+    if os.environ.get("CI"):
+        return "the API is not told, as CI is set; it looks by itself every few seconds"
+    url = f"{settings.api_url.rstrip('/')}/admin/reload"
+    token = settings.api_admin_token
+    headers = {"X-Admin-Token": token.get_secret_value()} if token else {}
+    shown = without_credentials(settings.api_url)
+    try:
+        answer = requests.post(url, headers=headers, timeout=(3, RELOAD_SECONDS))
+    except requests.RequestException:
+        return f"the API at {shown} cannot be reached, and looks by itself when it is back"
+    if answer.ok:
+        return f"the API at {shown} follows"
+    try:
+        detail = str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = f"status {answer.status_code}"
+    return f"the API at {shown} does not follow yet: {detail}"
+
+
+def _held_back(pipeline: Pipeline, client: MlflowRest, incumbent: Incumbent, table: Table) -> bool:
     """Whether production was held back from the rows that it is judged on now."""
-    params = client.run(incumbent.run_id).params if incumbent.run_id else {}
-    return split_params(pipeline).items() <= params.items()
+    run_id = incumbent.record.run_id
+    try:
+        params = client.run(run_id).params if run_id else {}
+    except NotThereError:  # its run was deleted
+        return False
+    return split_params(pipeline, table).items() <= params.items()
 
 
 @contextmanager
@@ -104,4 +149,4 @@ def _incumbent(client: MlflowRest, model: str) -> Iterator[Incumbent | None]:
             read = Contract.read(folder)
         except (NotThereError, OSError, ValueError) as error:
             raise TrainingError(f"Production version {record.number} of {model!r} cannot be read: {error}") from error
-        yield Incumbent(record.number, record.run_id, read, folder)
+        yield Incumbent(record, read, folder)

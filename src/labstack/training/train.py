@@ -1,216 +1,235 @@
-"""One training run: rows, fit, evaluation, a logged and registered version, and its promotion when it earns it."""
+"""One training: rows, search, evaluation, a package, gates, a registered version, and its promotion when it earns it.
+
+What can be killed at any moment leaves nothing half done: the trials of a search lie in their database, a version is
+registered by one call, after all that belongs to it was logged and with its gates' verdicts on it, and roles move as
+in `registry`.
+"""
 
 import hashlib
-import importlib.metadata
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import json
+import shutil
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-import skops.io
-import structlog
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException, RestException
-from mlflow.models import infer_signature
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sqlalchemy import Engine
 
-from labstack import registry, serialization
-from labstack.contract import ONNX_FILE_NAME, Contract, Feature, Onnx, Sample
-from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError
-from labstack.training import data, evaluate, onnx_export, promotion
+from labstack import registry
+from labstack.mlflow_rest import MlflowRest, RegistryError
+from labstack.settings import Settings
+from labstack.training import card, data, evaluate, gates, package, progress, promotion, tracking
 from labstack.training.config import Pipeline
-from labstack.training.promotion import TrainingError
+from labstack.training.data import Table
+from labstack.training.estimator import make_core
+from labstack.training.gates import Gate, Judged
+from labstack.training.promotion import FAILED, GATE_TAG, GATES_TAG, PASSED, TrainingError
+from labstack.training.search import Found, search
 
-log = structlog.get_logger(__name__)
+FINGERPRINT_TAG = "labstack.fingerprint"
+TAG_CHARACTERS = 4900  # of 5,000 that MLflow keeps of a tag
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The version that a run registered, its metrics on the held-out rows, and whether and why it was promoted."""
+    """What a training came to: the version it registered, its metrics on the held-out rows, and what became of it.
+
+    `version` is None when none was registered; `passed` says whether all gates were.
+    """
 
     model: str
-    version: int
-    run_id: str
+    version: int | None
+    run_id: str | None
     metrics: dict[str, float]
+    passed: bool
     promoted: bool
     reason: str
 
 
-def train(pipeline: Pipeline, client: MlflowRest, engine: Engine) -> Outcome:
-    """Train, register, and promote the version if it is the model's first or better than production.
-
-    Raises LabError; no role has moved then.
-    """
-    promotion.require_same_question(pipeline, client)
-    split = data.load(engine, pipeline)
-    log.info("rows read", model=pipeline.model, train=len(split.train_target), test=len(split.test_target))
-    with _tracking(client) as tracking:
-        experiment = _experiment(tracking, pipeline.model)
-        with mlflow.start_run(experiment_id=experiment) as run:
-            estimator, measured = _fit(pipeline, split)
-            log.info("fitted and evaluated", model=pipeline.model, estimator=pipeline.estimator, **measured)
-            _log_run(pipeline, estimator, split, measured)
-            model_id = _log_model(pipeline, tracking, estimator, split)
-            version = _register(tracking, pipeline.model, model_id, run.info.run_id)
-    log.info("registered", model=pipeline.model, version=version)
-    verdict = _judge_and_promote(pipeline, client, engine, version, measured, split)
-    message = "promoted" if verdict.promote else "not promoted"
-    log.info(message, model=pipeline.model, version=version, reason=verdict.reason)
-    return Outcome(pipeline.model, version, run.info.run_id, measured, verdict.promote, verdict.reason)
-
-
-@contextmanager
-def _tracking(client: MlflowRest) -> Iterator[MlflowClient]:
-    """MLflow's own client of the same server, for what is logged, as patient as ours; its faults are RegistryError.
-
-    The address becomes the process's: much of MLflow takes it from there alone.
-    """
-    mlflow.set_tracking_uri(client.url)
-    mlflow.set_registry_uri(client.url)
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "20"
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
-    os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    try:
-        yield MlflowClient(client.url, client.url)
-    except MlflowException as error:
-        if "API request to" in error.message:
-            raise RegistryUnreachableError(client.shown_url) from error
-        raise RegistryError(error.message) from error
-
-
-def _judge_and_promote(
+def train(
     pipeline: Pipeline,
     client: MlflowRest,
     engine: Engine,
-    version: int,
-    measured: dict[str, float],
-    split: data.Split,
-) -> promotion.Verdict:
-    """Judge the version by production, and again whenever another training has moved production meanwhile."""
-    while True:
-        verdict = promotion.judge(pipeline, client, measured, split)
-        if not verdict.promote:
-            return verdict
-        with suppress(registry.ProductionMovedError):
-            registry.promote(
-                client, engine, pipeline.model, version, reason=verdict.reason, instead_of=verdict.judged_by
-            )
-            return verdict
+    settings: Settings,
+    *,
+    register: bool = True,
+    if_changed: bool = False,
+    approve: Callable[[list[Gate]], bool] = lambda _: False,
+) -> Outcome:
+    """Train, register, and promote the version when it passes its gates and is approved of.
 
-
-def _experiment(client: MlflowClient, name: str) -> str:
-    """The id of the model's experiment, whose artifacts must go through the server."""
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(client.create_experiment(name))
-        except RestException:  # another training was quicker, or it is refused
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
+    `register` off tracks the run alone. With `if_changed` nothing is done when a version was made of the same rows,
+    pipeline and code. `approve` is asked where the pipeline says `ask`. Raises LabError; no role has moved then.
+    """
+    promotion.require_same_question(pipeline, client)
+    table = data.load(engine, pipeline)
+    shape = {"train": len(table.train), "test": len(table.test), "features": len(table.columns)}
+    progress.step("rows read", model=pipeline.model, **shape)
+    for remark in table.remarks:
+        progress.doubt(remark)
+    fingerprint = _fingerprint(pipeline, table)
+    same = _same(client, pipeline.model, fingerprint)
+    if same is not None:
+        progress.step("unchanged", model=pipeline.model, version=same)
+        if if_changed:
+            reason = f"rows, pipeline and code are those of version {same}"
+            return Outcome(pipeline.model, same, None, {}, True, False, reason)
+    with tracking.connect(client) as mlflow_client:
+        experiment = tracking.experiment(mlflow_client, pipeline.model)
+        with mlflow.start_run(experiment_id=experiment, tags={FINGERPRINT_TAG: fingerprint}) as run:
+            run_id = run.info.run_id
+            folder = settings.lab_outputs / pipeline.model / run_id
+            try:
+                judged = _make(pipeline, client, mlflow_client, table, settings, folder, run_id)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
                 raise
-    if not experiment.artifact_location.startswith("mlflow-artifacts:"):
-        raise TrainingError(
-            f"The experiment {name!r} keeps its artifacts at {experiment.artifact_location}, not behind the MLflow "
-            "server; MLflow fixes that when an experiment is made. Rename it in the MLflow UI and train again."
-        )
-    if experiment.lifecycle_stage != "active":
-        raise TrainingError(f"The experiment {name!r} was deleted; restore it with: mlflow experiments restore")
-    return str(experiment.experiment_id)
+            try:
+                with tracking.explained(client):
+                    model_id = tracking.log(pipeline, mlflow_client, table, judged)
+                    tags = _tags(judged, fingerprint)
+                    version = None
+                    if register:
+                        version = tracking.register(mlflow_client, pipeline.model, model_id, run_id, tags)
+            except RegistryError as error:
+                raise TrainingError(f"{error} The package that was made lies in {folder}.") from error
+            shutil.rmtree(folder, ignore_errors=True)
+    outcome = {"model": pipeline.model, "run_id": run_id, "metrics": judged.metrics, "passed": judged.passed}
+    if version is None:
+        return Outcome(version=None, promoted=False, reason="tracked, and not registered", **outcome)
+    progress.step("registered", model=pipeline.model, version=version)
+    promoted, reason = _decide(pipeline, client, engine, table, judged, version, approve)
+    progress.step("promoted" if promoted else "not promoted", model=pipeline.model, version=version, reason=reason)
+    if promoted and pipeline.after_promotion == "reload":
+        progress.step("API", said=promotion.tell_api(settings))
+    return Outcome(version=version, promoted=promoted, reason=reason, **outcome)
 
 
-def _fit(pipeline: Pipeline, split: data.Split) -> tuple[Any, dict[str, float]]:
-    """The fitted scikit-learn pipeline, scaled features and then the estimator, and its metrics."""
-    estimator = make_pipeline(StandardScaler(), pipeline.make_estimator())
+def _make(
+    pipeline: Pipeline,
+    client: MlflowRest,
+    mlflow_client: MlflowClient,
+    table: Table,
+    settings: Settings,
+    folder: Path,
+    run_id: str,
+) -> Judged:
+    """Search, fit, evaluate, pack and judge a candidate; its files are in the folder then."""
+    with tracking.trials(mlflow_client, pipeline, run_id) as watch:
+        name = f"{pipeline.model}-{_search_key(pipeline, table)}"
+        found = search(pipeline, table, settings.search_database_url, name, watch)
+    core = _fit(pipeline, table, found)
+    scorer, predicted = _score(pipeline, table, core)
+    measured, intervals = scorer.all(), evaluate.intervals(scorer, pipeline.split.seed)
+    progress.step("fitted and evaluated", model=pipeline.model, estimator=found.candidate.name, **measured)
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = package.pack(pipeline, table, core, folder)
+    progress.step("packed", model=pipeline.model, runtime=packed.runtime)
+    verdicts = gates.judge(pipeline, table, packed, scorer, promotion.production(pipeline, client, table))
+    progress.verdicts(verdicts)
+    importance = evaluate.importances(pipeline, core, table)
+    curve = evaluate.learning_curve(pipeline, core, table)
+    for file, figure in evaluate.plots(pipeline, table.target[table.test], predicted, importance, curve).items():
+        (folder / "plots").mkdir(exist_ok=True)
+        figure.savefig(folder / "plots" / file)
+    text = card.write(pipeline, table, found, packed, measured, intervals, importance, verdicts)
+    (folder / "model_card.md").write_text(text, encoding="utf-8")
+    (folder / "gates.json").write_text(json.dumps([vars(gate) for gate in verdicts], indent=2) + "\n")
+    return Judged(found, packed, predicted, scorer, measured, intervals, verdicts)
+
+
+def _fit(pipeline: Pipeline, table: Table, found: Found) -> Any:
+    """The chosen core, fitted on all training rows. Raises TrainingError."""
+    core = make_core(pipeline, table.columns, found.candidate, found.chosen)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            core.fit(table.matrix[table.train], table.target[table.train])
+        except (TypeError, ValueError) as error:
+            raise TrainingError(f"{found.candidate.estimator} does not fit these rows: {error}") from error
+    for text in dict.fromkeys(str(warning.message).partition("\n")[0] for warning in heard):
+        progress.doubt(f"{found.candidate.name}: {text}")
+    return core
+
+
+def _score(pipeline: Pipeline, table: Table, core: Any) -> tuple[evaluate.Scorer, evaluate.Predicted]:
     try:
-        estimator.fit(split.train_features, split.train_target)
-        return estimator, evaluate.measure(pipeline, estimator, split.test_features, split.test_target)
+        predicted = evaluate.predict(core, table.matrix[table.test])
     except (TypeError, ValueError) as error:
-        raise TrainingError(f"{pipeline.estimator} does not fit or predict these rows: {error}") from error
+        raise TrainingError(f"{type(core[-1]).__name__} does not predict these rows: {error}") from error
+    return evaluate.Scorer(pipeline.task, table.target[table.test], predicted), predicted
 
 
-def _log_run(pipeline: Pipeline, estimator: Any, split: data.Split, measured: dict[str, float]) -> None:
-    mlflow.log_params(
-        {
-            "target": pipeline.data.target,
-            "estimator": pipeline.estimator,
-            **promotion.split_params(pipeline),
-            "train_rows": len(split.train_target),
-            "test_rows": len(split.test_target),
-        }
-        | {f"params.{name}": value for name, value in pipeline.params.items()}
-    )
-    mlflow.log_metrics(measured)
-    for name, figure in evaluate.plots(pipeline, estimator, split.test_features, split.test_target).items():
-        mlflow.log_figure(figure, f"plots/{name}")
+def _decide(
+    pipeline: Pipeline,
+    client: MlflowRest,
+    engine: Engine,
+    table: Table,
+    judged: Judged,
+    version: int,
+    approve: Callable[[list[Gate]], bool],
+) -> tuple[bool, str]:
+    """Promote the version if it may be: whether it was, and why.
+
+    It is judged again whenever another training has moved production meanwhile.
+    """
+    verdicts = judged.gates
+    while True:
+        production = promotion.production(pipeline, client, table)
+        if production is not None:
+            newest = gates.not_worse(pipeline, table, judged.scorer, production)
+            verdicts = [gate for gate in verdicts if gate.name != newest.name] + [newest]
+        if failed := [gate for gate in verdicts if not gate.passed]:
+            if judged.passed:  # it was, before production moved
+                client.set_version_tag(pipeline.model, version, GATES_TAG, FAILED)
+                client.set_version_tag(pipeline.model, version, GATE_TAG + failed[0].name, _verdict(failed[0]))
+            return False, "; ".join(gate.said for gate in failed)
+        if production is not None and evaluate.agree(judged.predicted, production.predicted):
+            return False, f"version {production.number}, in production, predicts the same of all held-out rows"
+        if pipeline.approval == "manual":
+            return False, f"it awaits: labstack promote {pipeline.model} {version}"
+        if pipeline.approval == "ask" and not approve(verdicts):
+            return False, f"nobody approved of it; later: labstack promote {pipeline.model} {version}"
+        why = verdicts[-1].said if production else f"the model had no production version, {_metric(pipeline, judged)}"
+        try:
+            judged_by = production.number if production else None
+            registry.promote(client, engine, pipeline.model, version, reason=why, instead_of=judged_by)
+            return True, why
+        except registry.ProductionMovedError:
+            continue
 
 
-def _log_model(pipeline: Pipeline, client: MlflowClient, estimator: Any, split: data.Split) -> str:
-    """Log the estimator with its signature, example and contract; the logged model's id."""
-    example = split.train_features.head(5)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / serialization.FILE_NAME
-        skops.io.dump(estimator, path)
-        info = mlflow.sklearn.log_model(
-            estimator,
-            name=pipeline.model,
-            signature=infer_signature(example, estimator.predict(example)),
-            input_example=example,
-            serialization_format="skops",
-            skops_trusted_types=serialization.trusted_types(path),
-            # named, since MLflow would find them out by loading the model in another process
-            pip_requirements=[
-                f"{name}=={importlib.metadata.version(name)}" for name in ("scikit-learn", "skops", "numpy")
-            ],
-        )
-        if info.signature is None:
-            raise TrainingError("MLflow could not infer the model's signature.")
-        exported = onnx_export.export(estimator, split.test_features)
-        if exported is not None:
-            (Path(folder) / ONNX_FILE_NAME).write_bytes(exported.model)
-            client.log_model_artifact(info.model_id, str(Path(folder) / ONNX_FILE_NAME))
-            mlflow.log_metric("onnx_parity", exported.parity)
-        contract = _contract(pipeline, estimator, split, exported)
-        client.log_model_artifact(info.model_id, str(contract.write(Path(folder))))
-    return str(info.model_id)
+def _metric(pipeline: Pipeline, judged: Judged) -> str:
+    return f"{pipeline.metric} {judged.metrics[pipeline.metric]:.4f}"
 
 
-def _register(client: MlflowClient, model: str, model_id: str, run_id: str) -> int:
-    """Make the logged model the next version of the registered model; its number."""
-    try:
-        client.create_registered_model(model)
-    except RestException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    created = client.create_model_version(model, f"models:/{model_id}", run_id, model_id=model_id, await_creation_for=0)
-    return int(created.version)
+def _same(client: MlflowRest, model: str, fingerprint: str) -> int | None:
+    """The newest version that was made of the same, if there is one."""
+    made = (one.number for one in client.versions(model) if one.tags.get(FINGERPRINT_TAG) == fingerprint)
+    return next(made, None)
 
 
-def _contract(pipeline: Pipeline, estimator: Any, split: data.Split, exported: onnx_export.Export | None) -> Contract:
-    features = split.train_features
-    first = features.head(1)
-    predicted = estimator.predict(first)[0]
-    return Contract(
-        task=pipeline.task,
-        target=pipeline.data.target,
-        features=tuple(
-            Feature(name=str(name), minimum=float(np.min(column)), maximum=float(np.max(column)))
-            for name, column in features.items()
-        ),
-        classes=tuple(map(str, estimator.classes_)) if pipeline.task == "classification" else (),
-        sample=Sample(
-            input={str(name): float(value) for name, value in first.iloc[0].items()},
-            output=str(predicted) if pipeline.task == "classification" else float(predicted),
-        ),
-        onnx=exported
-        and Onnx(sha256=hashlib.sha256(exported.model).hexdigest(), form=exported.form, parity=exported.parity),
-    )
+def _fingerprint(pipeline: Pipeline, table: Table) -> str:
+    """The same for trainings of the same rows, pipeline and code, which come to the same."""
+    made = pipeline.model_dump_json(exclude={"approval": True, "after_promotion": True})
+    return hashlib.sha256("\n".join((table.digest, made, tracking.code(), tracking.lock())).encode()).hexdigest()
+
+
+def _search_key(pipeline: Pipeline, table: Table) -> str:
+    """The same for searches whose trials can be compared."""
+    keys = {"task", "split", "preprocessing", "candidates", "metric"}
+    made = pipeline.model_dump_json(include=keys) + str(pipeline.search.folds)
+    return hashlib.sha256("\n".join((table.digest, made, tracking.code())).encode()).hexdigest()[:16]
+
+
+def _tags(judged: Judged, fingerprint: str) -> dict[str, str]:
+    """What a version says of itself from its first moment on."""
+    verdict = {GATES_TAG: PASSED if judged.passed else FAILED, FINGERPRINT_TAG: fingerprint}
+    return verdict | {GATE_TAG + gate.name: _verdict(gate) for gate in judged.gates}
+
+
+def _verdict(gate: Gate) -> str:
+    return f"{PASSED if gate.passed else FAILED}: {gate.said}"[:TAG_CHARACTERS]

@@ -26,6 +26,7 @@ def welcome() -> dict[str, Any]:
             "predict_with": "/models/<model>/predict",
             "model_info": "/model-info",
             "canary_status": "/canary-status",
+            "data": "/data",
             "docs": "/docs",
             "openapi": "/openapi.json",
             "metrics": "/metrics",
@@ -69,7 +70,7 @@ def model_info() -> dict[str, Any]:
     return _shown(role) | {
         "task": contract.task,
         "target": contract.target,
-        "features": [feature.model_dump() for feature in contract.features],
+        "features": [feature.model_dump(exclude={"reference"}) for feature in contract.features],
         "classes": contract.classes,
         "sample": contract.sample.model_dump(),
     }

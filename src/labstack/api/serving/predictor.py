@@ -28,18 +28,14 @@ class Predictions:
 
 
 class SklearnPredictor:
-    """A scikit-learn pipeline, fed with arrays."""
+    """A scikit-learn pipeline without its first step, which makes of a frame the matrix that the contract makes."""
 
     runtime = "sklearn"
 
     def __init__(self, estimator: Any, contract: Contract) -> None:
-        # It was fitted on a frame and would warn at each array that the columns' names are missing. The contract
-        # names the columns and gives them their order.
-        for _, step in getattr(estimator, "steps", [("", estimator)]):
-            vars(step).pop("feature_names_in_", None)
-        self._estimator = estimator
+        self._estimator = estimator[1:]
         self._classifies = contract.task == "classification"
-        self._gives_probabilities = self._classifies and hasattr(estimator, "predict_proba")
+        self._gives_probabilities = self._classifies and hasattr(self._estimator, "predict_proba")
 
     def predict(self, matrix: Matrix) -> Predictions:
         """Predictions for a matrix of shape (rows, features)."""

@@ -1,0 +1,79 @@
+"""The rows that pipelines learn from: read page by page or as CSV, and appended to; for operators."""
+
+from dataclasses import asdict
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from labstack.api.operators import require_operator
+from labstack.api.problems import Problem
+from labstack.api.request import json_body, service
+from labstack.store import datasets
+from labstack.store.datasets import Summary
+
+PAGE_ROWS, MAX_PAGE = 100, 10_000
+MAX_OFFSET = 2**53
+
+blueprint = Blueprint("data", __name__)
+blueprint.before_request(require_operator)
+
+
+@blueprint.get("/data")
+def list_data() -> dict[str, Any]:
+    """The datasets, with their columns and how many rows each has."""
+    return {"datasets": [_shown(known) for known in datasets.summaries(service().engine)]}
+
+
+@blueprint.get("/data/<dataset>")
+def read_data(dataset: str) -> dict[str, Any] | Response:
+    """A page of a dataset's rows, oldest first; or all of them, as CSV.
+
+    CSV comes with ?format=csv, and to whoever accepts text/csv alone.
+    """
+    engine = service().engine
+    if _wants_csv():
+        lines = datasets.csv_lines(engine, dataset)
+        name = {"Content-Disposition": f'attachment; filename="{dataset}.csv"'}
+        return Response(lines, content_type="text/csv; charset=utf-8", headers=name if dataset.isidentifier() else {})
+    offset, limit = _number("offset", 0, 0, MAX_OFFSET), _number("limit", PAGE_ROWS, 1, MAX_PAGE)
+    known = datasets.summary(engine, dataset)
+    return _shown(known) | {"offset": offset, "data": list(datasets.read(engine, dataset, offset, limit).dicts())}
+
+
+@blueprint.post("/data/<dataset>")
+def append_data(dataset: str) -> dict[str, Any]:
+    """Append rows, an object or a list of them, each with every column; null stands for a missing value.
+
+    All are appended or, when one is at fault, none. The next training learns from them too.
+    """
+    sent = json_body()
+    records = sent if isinstance(sent, list) else [sent]
+    faults = [(f"[{place}]", "is no object") for place, record in enumerate(records) if not isinstance(record, dict)]
+    if faults or not records:
+        raise Problem(422, "rows", "Send a row as an object, or a list of rows.", faults[: datasets.MAX_FAULTS])
+    limit = service().settings.max_request_rows
+    if len(records) > limit:
+        raise Problem(413, "too-large", f"The body holds more than {limit:,} rows (MAX_REQUEST_ROWS).")
+    rows = datasets.append(service().engine, dataset, records)
+    return {"dataset": dataset, "appended": len(records), "rows": rows}
+
+
+def _shown(known: Summary) -> dict[str, Any]:
+    shown = asdict(known)
+    return {"dataset": shown.pop("name")} | shown
+
+
+def _wants_csv() -> bool:
+    form = request.args.get("format", "")
+    if form not in ("", "json", "csv"):
+        raise Problem(422, "query", f"format is {form!r}; json or csv is needed.")
+    best = request.accept_mimetypes.best_match(["application/json", "text/csv"])
+    return form == "csv" or (not form and best == "text/csv")
+
+
+def _number(name: str, default: int, least: int, most: int) -> int:
+    """A whole number of the query. Raises Problem."""
+    text = request.args.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise Problem(422, "query", f"{name} is {text!r}; a whole number from {least} to {most} is needed.")
+    return int(text)

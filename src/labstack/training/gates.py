@@ -1,0 +1,245 @@
+"""Gates: the rules that a candidate must pass before it may become production. Functions of what was measured."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from labstack.contract import Contract, Matrix
+from labstack.training.config import METRICS, Expectation, Pipeline, Slice
+from labstack.training.data import Table
+from labstack.training.evaluate import Predicted, Scorer, interval, predict, resamples
+from labstack.training.onnx_export import TOLERANCE
+from labstack.training.package import Package
+from labstack.training.search import Found
+
+LATENCY_RUNS = 50
+EXPECTED_ROWS = 5_000  # at most, that expectations are tried on
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate's verdict: whether it was passed, why in one line, and the figures it was judged by."""
+
+    name: str
+    passed: bool
+    said: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Production:
+    """Today's production version: its number, its contract, and what it predicts of the same held-out rows.
+
+    `predicted` is None where it cannot, with the reason in `why`; `doubt` says what is unfair to the candidate.
+    """
+
+    number: int
+    contract: Contract
+    predicted: Predicted | None
+    why: str = ""
+    doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate that was evaluated, with all that people look at."""
+
+    found: Found
+    package: Package
+    predicted: Predicted
+    scorer: Scorer
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    gates: list[Gate]
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+
+def judge(
+    pipeline: Pipeline, table: Table, package: Package, scorer: Scorer, production: Production | None
+) -> list[Gate]:
+    """The verdict of every gate on a candidate, whose predictions of the held-out rows the scorer holds."""
+    found = [*_thresholds(pipeline, scorer), *_slices(pipeline, table, scorer)]
+    found += [_expectation(one, table, package.core) for one in pipeline.gates.expectations]
+    found += [_parity(pipeline, package), _latency(pipeline, table, package)]
+    if production is not None:
+        found += [_schema(pipeline, package.contract, production), not_worse(pipeline, table, scorer, production)]
+    return found
+
+
+def not_worse(pipeline: Pipeline, table: Table, scorer: Scorer, production: Production) -> Gate:
+    """Whether the candidate's metric is at least production's on the same rows, or surely within the margin.
+
+    The paired bootstrap draws the same rows for both; `surely` is the lower end of its interval at 0.95.
+    """
+    metric, other = pipeline.metric, f"version {production.number}"
+    if production.predicted is None:
+        return Gate("production", False, f"{production.why}, so the two cannot be compared")
+    theirs = Scorer(pipeline.task, table.target[table.test], production.predicted)
+    if metric not in theirs.names:
+        return Gate("production", False, f"{other} gives no {metric}, so the two cannot be compared")
+    sign = 1 if pipeline.more_is_better else -1
+    mine, its = scorer(metric), theirs(metric)
+    samples = resamples(scorer.rows, pipeline.split.seed)
+    drawn = [sign * (scorer(metric, rows) - theirs(metric, rows)) for rows in samples]
+    low, high = interval(drawn)
+    better = sign * (mine - its)
+    passed = better >= 0 or low >= -pipeline.gates.margin
+    word = "better than" if better > 0 else "equal to" if better == 0 else "worse than"
+    said = f"{metric} {mine:.4f} is {word} {its:.4f} of {other}, by {better:+.4f} [{low:+.4f}, {high:+.4f}]"
+    if better < 0:
+        said += f", {'within' if passed else 'beyond'} the margin of {pipeline.gates.margin:g}"
+    said += f"; {production.doubt}" if production.doubt else ""
+    figures = {"candidate": mine, "production": its, "difference": better, "low": low, "high": high}
+    return Gate("production", passed, said, figures)
+
+
+def _thresholds(pipeline: Pipeline, scorer: Scorer) -> Iterator[Gate]:
+    for metric, limit in pipeline.gates.thresholds.items():
+        name = f"threshold {metric}"
+        if metric not in scorer.names:
+            yield Gate(name, False, f"the estimator gives no {metric}")
+            continue
+        value = scorer(metric)
+        passed, relation = _holds(pipeline.task, metric, value, limit)
+        yield Gate(name, passed, f"{metric} {value:.4f} {relation} {limit:g}", {"value": value, "limit": limit})
+
+
+def _holds(task: str, metric: str, value: float, limit: float) -> tuple[bool, str]:
+    more_is_better = METRICS[task][metric]
+    passed = value >= limit if more_is_better else value <= limit
+    return passed, ("≥" if passed else "<") if more_is_better else ("≤" if passed else ">")
+
+
+def _slices(pipeline: Pipeline, table: Table, scorer: Scorer) -> Iterator[Gate]:
+    for one in pipeline.gates.slices:
+        yield _slice(pipeline, table, scorer, one)
+
+
+def _slice(pipeline: Pipeline, table: Table, scorer: Scorer, one: Slice) -> Gate:
+    """The metric of every group of held-out rows that is large enough."""
+    metric = one.metric or pipeline.metric
+    groups = table.column(one.column).iloc[table.test]
+    figures: dict[str, float] = {}
+    failed = []
+    small = 0
+    for value in groups.dropna().unique():
+        rows = np.flatnonzero(groups == value)
+        if len(rows) < one.min_rows:
+            small += 1
+            continue
+        figures[str(value)] = score = scorer(metric, rows)
+        if not _holds(pipeline.task, metric, score, one.limit)[0]:
+            failed.append(f"{score:.4f} of {one.column} {value}")
+    name = f"slice {one.column}"
+    note = f"; {small} groups have fewer than {one.min_rows} rows" if small else ""
+    if failed:
+        return Gate(name, False, f"{metric} is beyond {one.limit:g}: {', '.join(failed)}{note}", figures)
+    worst = (min if METRICS[pipeline.task][metric] else max)(figures.values(), default=float("nan"))
+    said = f"{metric} of the worst of {len(figures)} groups is {worst:.4f}, within {one.limit:g}{note}"
+    return Gate(name, True, said, figures)
+
+
+def _expectation(one: Expectation, table: Table, core: Any) -> Gate:
+    """Whether predictions go where they should when one feature changes, and all else stays."""
+    place = next(place for place, column in enumerate(table.columns) if column.name == one.feature)
+    column = table.columns[place]
+    name = f"expectation {one.feature}"
+    if bool(column.categories) != (one.swap is not None):
+        kind, verb = ("a category", "swap") if column.categories else ("a number", "raise")
+        return Gate(name, False, f"{one.feature} is {kind}: {verb} it")
+    rows = table.matrix[table.test[:EXPECTED_ROWS]]
+    if column.categories:
+        wrong = np.zeros(len(rows), bool)
+        for code in range(len(column.categories)):
+            wrong |= _wrong(one, core, rows, _with(rows, place, np.full(len(rows), float(code))))
+    else:
+        by = one.by or float(np.nanmax(table.matrix[:, place]) - np.nanmin(table.matrix[:, place])) / 10
+        wrong = _wrong(one, core, rows, _with(rows, place, rows[:, place] + by))
+    held = 1 - float(wrong.mean())
+    passed = held >= one.share
+    said = f"{one}: held for {held:.1%} of {len(rows)} rows, {one.share:.0%} are asked for"
+    return Gate(name, passed, said, {"held": held, "share": one.share})
+
+
+def _with(rows: Matrix, place: int, values: npt.NDArray[np.float64]) -> Matrix:
+    changed = rows.copy()
+    changed[:, place] = values
+    return changed
+
+
+def _wrong(one: Expectation, core: Any, before: Matrix, after: Matrix) -> npt.NDArray[np.bool_]:
+    """The rows whose prediction moved as it must not."""
+    first, then = (_value(one, predict(core, rows)) for rows in (before, after))
+    if first.dtype.kind not in "fi":  # labels
+        return np.asarray(first != then)
+    moved = then - first
+    if one.must == "not fall":
+        return np.asarray(moved < -one.tolerance - 1e-12)
+    if one.must == "not rise":
+        return np.asarray(moved > one.tolerance + 1e-12)
+    return np.asarray(np.abs(moved) > one.tolerance + 1e-12)
+
+
+def _value(one: Expectation, predicted: Predicted) -> npt.NDArray[Any]:
+    """What of a prediction is looked at: the number, the class's probability or, where none is named, the label."""
+    if one.class_ is not None and one.class_ in predicted.classes and predicted.probabilities is not None:
+        return predicted.probabilities[:, predicted.classes.index(one.class_)]
+    return predicted.outputs
+
+
+def _parity(pipeline: Pipeline, package: Package) -> Gate:
+    if package.onnx is not None:
+        said = f"{package.onnx.form}: all labels agree, and outputs within {package.onnx.parity:.1e} of {TOLERANCE:g}"
+        return Gate("parity", True, said, {"parity": package.onnx.parity})
+    if pipeline.gates.onnx == "off":
+        return Gate("parity", True, "no ONNX model is wanted: scikit-learn serves")
+    said = "no ONNX model predicts the same: scikit-learn serves"
+    return Gate("parity", pipeline.gates.onnx == "preferred", said)
+
+
+def _latency(pipeline: Pipeline, table: Table, package: Package) -> Gate:
+    """The median time of predicting one row, by what will serve it."""
+    run = _runner(package)
+    row = table.matrix[table.test[:1]]
+    took = []
+    for _ in range(LATENCY_RUNS):
+        began = time.perf_counter()
+        run(row)
+        took.append((time.perf_counter() - began) * 1000)
+    median, limit = statistics.median(took), pipeline.gates.latency_ms
+    said = f"{median:.2f} ms for one row by {package.runtime}, of {limit:g} ms"
+    return Gate("latency", median <= limit, said, {"median_ms": median, "limit_ms": limit})
+
+
+def _runner(package: Package) -> Callable[[Matrix], object]:
+    if package.onnx is None:
+        gives = hasattr(package.core, "predict_proba")
+        return package.core.predict_proba if gives else package.core.predict  # type: ignore[no-any-return]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(package.onnx.model, options, providers=["CPUExecutionProvider"])
+    [given] = session.get_inputs()
+    dtype = np.float64 if given.type == "tensor(double)" else np.float32
+    outputs = [session.get_outputs()[-1].name]
+    return lambda row: session.run(outputs, {given.name: row.astype(dtype, copy=False)})
+
+
+def _schema(pipeline: Pipeline, contract: Contract, production: Production) -> Gate:
+    """Whether whoever calls production now can go on as before."""
+    broken = contract.breaks_with(production.contract)
+    other = f"version {production.number}"
+    if not broken:
+        return Gate("schema", True, f"takes what {other} takes, and answers as it does")
+    said = f"{'; '.join(broken)}, unlike {other}"
+    if pipeline.gates.allow_schema_change:
+        return Gate("schema", True, f"{said}; gates.allow_schema_change says that this may be")
+    return Gate("schema", False, f"{said}; gates.allow_schema_change would allow it")

@@ -1,0 +1,196 @@
+"""What a training leaves in MLflow: its run, the runs of its trials, the logged model and the registered version."""
+
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import from_pandas
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.models import infer_signature
+
+from labstack.contract import FILE_NAME, ONNX_FILE_NAME
+from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError
+from labstack.settings import ROOT
+from labstack.training import progress, promotion
+from labstack.training.config import Pipeline
+from labstack.training.data import Table
+from labstack.training.gates import Judged
+from labstack.training.promotion import TrainingError
+from labstack.training.search import Trial
+
+
+@contextmanager
+def connect(client: MlflowRest) -> Iterator[MlflowClient]:
+    """MLflow's own client of the same server, for what is logged, as patient as ours; its faults are RegistryError.
+
+    The address becomes the process's: much of MLflow takes it from there alone.
+    """
+    mlflow.set_tracking_uri(client.url)
+    mlflow.set_registry_uri(client.url)
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "20"
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
+    os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    with explained(client):
+        yield MlflowClient(client.url, client.url)
+
+
+@contextmanager
+def explained(client: MlflowRest) -> Iterator[None]:
+    """Turn the faults of MLflow's own client into RegistryError."""
+    try:
+        yield
+    except MlflowException as error:
+        if "API request to" in error.message:
+            raise RegistryUnreachableError(client.shown_url) from error
+        raise RegistryError(error.message) from error
+
+
+def experiment(client: MlflowClient, name: str) -> str:
+    """The id of the model's experiment, whose artifacts must go through the server."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except RestException:  # another training was quicker, or it is refused
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if not found.artifact_location.startswith("mlflow-artifacts:"):
+        raise TrainingError(
+            f"The experiment {name!r} keeps its artifacts at {found.artifact_location}, not behind the MLflow "
+            "server; MLflow fixes that when an experiment is made. Rename it in the MLflow UI and train again."
+        )
+    if found.lifecycle_stage != "active":
+        raise TrainingError(f"The experiment {name!r} was deleted; restore it with: mlflow experiments restore")
+    return str(found.experiment_id)
+
+
+@contextmanager
+def trials(client: MlflowClient, pipeline: Pipeline, parent: str) -> Iterator[Callable[[Trial, int, int], None]]:
+    """What shows each trial, and logs it as a run beneath the training's, beside the search."""
+    experiment = client.get_run(parent).info.experiment_id
+    logged: list[Future[None]] = []
+    with progress.trials(pipeline.metric) as show, ThreadPoolExecutor(1) as beside:
+
+        def watch(trial: Trial, ended: int, total: int) -> None:
+            show(trial, ended, total)
+            logged.append(beside.submit(_log_trial, client, pipeline, experiment, parent, trial))
+
+        yield watch
+    for one in logged:
+        one.result()
+
+
+def _log_trial(client: MlflowClient, pipeline: Pipeline, experiment: str, parent: str, trial: Trial) -> None:
+    began, ended = (int(moment.timestamp() * 1000) for moment in (trial.began, trial.ended))
+    tags = {"mlflow.parentRunId": parent, "labstack.trial": str(trial.number), "labstack.state": trial.state}
+    run = client.create_run(experiment, began, tags, run_name=f"trial {trial.number}").info.run_id
+    params = {"estimator": trial.candidate.estimator} | {
+        f"params.{name}": value for name, value in trial.chosen.items()
+    }
+    if trial.error:
+        client.set_tag(run, "labstack.error", trial.error)
+    measured = [] if trial.score is None else [Metric(pipeline.metric, trial.score, ended, 0)]
+    client.log_batch(run, measured, [Param(name, value) for name, value in params.items()])
+    client.set_terminated(run, "FAILED" if trial.error else "FINISHED", ended)
+
+
+def register(client: MlflowClient, model: str, model_id: str, run_id: str, tags: dict[str, str]) -> int:
+    """Make the logged model the next version of the registered model; its number."""
+    try:
+        client.create_registered_model(model)
+    except RestException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    created = client.create_model_version(
+        model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id, await_creation_for=0
+    )
+    return int(created.version)
+
+
+def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged) -> str:
+    """Log the run and its model, with signature, example and contract; the logged model's id."""
+    found, packed = judged.found, judged.package
+    mlflow.log_params(
+        {
+            "target": pipeline.data.target,
+            "estimator": found.candidate.estimator,
+            **promotion.split_params(pipeline, table),
+            "train_rows": len(table.train),
+            "test_rows": len(table.test),
+            "trials": found.trials,
+        }
+        | {f"params.{name}": value for name, value in (found.candidate.params | found.chosen).items()}
+    )
+    ends = {
+        f"{name}_{end}": pair[at] for name, pair in judged.intervals.items() for at, end in enumerate(("low", "high"))
+    }
+    parity = {} if packed.onnx is None else {"onnx_parity": packed.onnx.parity}
+    validated = {} if found.score is None else {f"cv_{pipeline.metric}": found.score}
+    known = {name: value for name, value in ends.items() if value == value}
+    mlflow.log_metrics(judged.metrics | known | parity | validated)
+    mlflow.set_tags(lineage() | {"mlflow.note.content": (packed.folder / "model_card.md").read_text(encoding="utf-8")})
+    _log_inputs(pipeline, table)
+    for name in ("model_card.md", "gates.json"):
+        mlflow.log_artifact(str(packed.folder / name))
+    mlflow.log_artifacts(str(packed.folder / "plots"), "plots")
+    example = table.frame.iloc[table.train[:5]]
+    info = mlflow.sklearn.log_model(
+        packed.whole,
+        name=pipeline.model,
+        signature=infer_signature(example, packed.whole.predict(example)),
+        input_example=example,
+        serialization_format="skops",
+        skops_trusted_types=packed.trusted,
+        # named, since MLflow would find them out by loading the model in another process
+        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("scikit-learn", "skops", "numpy")],
+    )
+    if info.signature is None:
+        raise TrainingError("MLflow could not infer the model's signature.")
+    for name in (ONNX_FILE_NAME, FILE_NAME, "model_card.md", "gates.json"):
+        if (packed.folder / name).exists():
+            client.log_model_artifact(info.model_id, str(packed.folder / name))
+    return str(info.model_id)
+
+
+def _log_inputs(pipeline: Pipeline, table: Table) -> None:
+    """The rows' lineage: where they are from, how many, and their digest."""
+    target = pipeline.data.target
+    for context, rows in (("training", table.train), ("evaluation", table.test)):
+        frame = table.frame.iloc[rows].assign(**{target: table.target[rows]})
+        name = pipeline.data.dataset or str(pipeline.data)
+        given = from_pandas(frame, name=name, targets=target, digest=table.digest[:32])
+        mlflow.log_input(given, context=context)
+
+
+def lineage() -> dict[str, str]:
+    """The code and the environment that a run is made with."""
+    found = {"labstack.code": code(), "labstack.lock": lock()}
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found | ({"mlflow.source.git.commit": done.stdout.strip()} if done.returncode == 0 else {})
+
+
+@lru_cache
+def code() -> str:
+    """A hash of what trains."""
+    found = hashlib.sha256()
+    for path in sorted((ROOT / "src" / "labstack").rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def lock() -> str:
+    """A hash of the training environment's lock file."""
+    path = ROOT / "conda-cfg" / "conda-lock-mlops.yml"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "none"
