@@ -37,13 +37,17 @@ logs() { ## [service]: print the logs of server_mlflow, api, or both
 }
 
 train() { ## [pipeline...]: train pipelines of src/pipelines, by default all, or the YAML files named
+  labstack train "$@"
+}
+
+labstack() { ## [command...]: the lab's command: promote, rollback, canary, status, versions, manifest, data, pipeline; --help tells
   find_place
   local argument arguments=()
   for argument in "$@"; do # files are the caller's
-    [[ $argument == *.y?(a)ml && $argument != /* && -f $caller/$argument ]] && argument=$caller/$argument
+    [[ $argument == *.@(yaml|yml|csv) && $argument != /* && -f $caller/$argument ]] && argument=$caller/$argument
     arguments+=("$argument")
   done
-  "${place}_train" ${arguments[@]+"${arguments[@]}"}
+  "${place}_labstack" ${arguments[@]+"${arguments[@]}"}
 }
 
 predict() { ## [model]: ask the API for one prediction; prints the curl line and its answer
@@ -260,14 +264,15 @@ containers_start() {
   containers_address "$1"
 }
 
-containers_train() {
+containers_labstack() {
   local argument options=(--rm) terminal=-T
   if [[ -t 0 && -t 1 ]]; then terminal=""; fi
-  for argument in "$@"; do # a file is seen at its own place, by its owner
-    if [[ $argument == /* ]]; then options+=(--user "$(id -u):0" --volume "$argument:$argument:ro"); fi
+  for argument in "$@"; do # a file is seen at its own place with those beside it, by its owner
+    if [[ $argument == /* ]]; then options+=(--user "$(id -u):0" --volume "${argument%/*}:${argument%/*}:ro"); fi
   done
   containers_build mlops # with the files as they are now
-  docker compose --progress quiet run "${options[@]}" ${terminal:+"$terminal"} mlops train "$@"
+  GIT_COMMIT=${GIT_COMMIT:-$(git rev-parse HEAD 2>/dev/null || true)} \
+    docker compose --progress quiet run "${options[@]}" ${terminal:+"$terminal"} mlops "$@"
 }
 
 containers_predict() {
@@ -342,10 +347,10 @@ local_start() {
   quietly "$python" -m labstack.local start "$1"
 }
 
-local_train() {
+local_labstack() {
   environment
-  "$python" -m labstack.local require-mlflow
-  "$python" -m labstack.training.cli train "$@"
+  [[ ${1:-} != @(train|promote|rollback|canary|status|versions) ]] || "$python" -m labstack.local require-mlflow
+  "$python" -m labstack.training.cli "$@"
 }
 
 local_predict() {
@@ -414,7 +419,7 @@ step() {
 train_missing() {
   mkdir -p .lab/logs
   local log=.lab/logs/training.log said
-  said=$("${place}_train" --if-missing 2>>"$log") || { tail -n 1 "$log" >&2 && return 1; }
+  said=$("${place}_labstack" train --if-missing 2>>"$log") || { tail -n 1 "$log" >&2 && return 1; }
   echo "$said" | paste -sd ';' | sed 's/;/; /g'
 }
 

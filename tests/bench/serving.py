@@ -26,7 +26,7 @@ import psutil
 
 from labstack import serialization
 from labstack.mlflow_rest import MlflowRest
-from labstack.settings import ROOT
+from labstack.settings import ROOT, Settings
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
 from labstack.training import config
@@ -121,12 +121,18 @@ def prepare(url: str, folder: Path) -> None:
     migrate(engine)
     list(datasets.load_bundled(engine))
     client = MlflowRest(url)
-    forest = {"model": "forest", "estimator": "sklearn.ensemble.RandomForestClassifier"}
-    for changes in ({}, forest | {"params": {"n_estimators": 100, "random_state": 0}}):
-        pipeline = config.Pipeline.model_validate(config.read("iris").model_dump() | changes)
-        train(pipeline, client, engine)
+    settings = Settings(mlflow_tracking_uri=url, lab_outputs=folder / "outputs")
+    forest = {
+        "estimator": "sklearn.ensemble.RandomForestClassifier",
+        "params": {"n_estimators": 100, "random_state": 0},
+    }
+    for changes in ({}, {"model": "forest", "candidates": [forest]}):
+        given = config.read("iris").model_dump(by_alias=True) | {"after_promotion": "nothing"}
+        pipeline = config.Pipeline.model_validate(given | changes)
+        train(pipeline, client, engine, settings)
         client.download(pipeline.model, 1, serialization.FILE_NAME, folder)
-        (folder / f"{pipeline.model}.pickle").write_bytes(pickle.dumps(serialization.load(folder)))
+        core = serialization.load(folder)[1:]  # without the step that takes frames, so that arrays do
+        (folder / f"{pipeline.model}.pickle").write_bytes(pickle.dumps(core))
 
 
 @contextmanager

@@ -11,9 +11,11 @@ GOOD = """
 model: mine
 task: classification
 data: {dataset: iris, target: species}
-estimator: sklearn.tree.DecisionTreeClassifier
+candidates:
+  - estimator: sklearn.tree.DecisionTreeClassifier
 metric: accuracy
 """
+TREE = "sklearn.tree.DecisionTreeClassifier"
 
 
 def read(tmp_path: Path, text: str) -> config.Pipeline:
@@ -29,12 +31,26 @@ def test_the_bundled_pipelines_are_valid() -> None:
 
 def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     pipeline = read(tmp_path, GOOD)
-    assert (pipeline.split.test_fraction, pipeline.split.seed, pipeline.params) == (0.25, 42, {})
+    assert (pipeline.split.test_fraction, pipeline.split.seed, pipeline.split_by) == (0.25, 42, "stratified")
+    assert (pipeline.search.trials, pipeline.approval, pipeline.gates.margin) == (20, "auto", 0.0)
 
 
 def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
-    params = read(tmp_path, GOOD + "params: {min_impurity_decrease: 1e-3, max_depth: 3}").params
-    assert params == {"min_impurity_decrease": 0.001, "max_depth": 3}
+    params = read(tmp_path, GOOD.replace(TREE, f"{TREE}\n    params: {{min_impurity_decrease: 1e-3, max_depth: 3}}"))
+    assert params.candidates[0].params == {"min_impurity_decrease": 0.001, "max_depth": 3}
+
+
+def test_a_table_is_looked_for_beside_the_file(tmp_path: Path) -> None:
+    pipeline = read(tmp_path, GOOD.replace("dataset: iris", "csv: tables/mine.csv"))
+    assert pipeline.data.csv == tmp_path / "tables/mine.csv"
+
+
+def with_candidate(more: str) -> tuple[str, str]:
+    return TREE, f"{TREE}\n    {more}"
+
+
+def with_more(more: str) -> tuple[str, str]:
+    return "metric: accuracy", f"metric: accuracy\n{more}"
 
 
 @pytest.mark.parametrize(
@@ -43,14 +59,44 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
         ("model: mine", "model: ../mine", "model: "),
         ("task: classification", "task: guessing", "task: .*'classification' or 'regression'"),
         ("target: species", "goal: species", "data.target: .*required.*data.goal: .*not permitted"),
-        ("metric: accuracy", "metric: beauty", "accuracy, f1_macro, log_loss; not by beauty"),
-        ("metric: accuracy", "metric: accuracy\nsplit: {test_fraction: 1.5}", "split.test_fraction: .*less than 1"),
-        ("metric: accuracy", "metric: accuracy\nparams: {depth: 3}", "params: .*depth"),
-        ("sklearn.tree.DecisionTreeClassifier", "os.system", "import path in scikit-learn"),
-        ("sklearn.tree.DecisionTreeClassifier", "sklearn.tree.OakTree", "has no sklearn.tree.OakTree"),
-        ("sklearn.tree.DecisionTreeClassifier", "sklearn.linear_model.Ridge", "does not do classification"),
-        ("sklearn.tree.DecisionTreeClassifier", "sklearn.metrics.accuracy_score", "is no estimator"),
-        ("sklearn.tree.DecisionTreeClassifier\nmetric: accuracy", "sklearn.svm.SVC\nmetric: log_loss", "probabilities"),
+        ("dataset: iris", "dataset: iris, csv: x.csv", "data: one of dataset, csv, parquet and sql"),
+        ("dataset: iris, ", "", "data: one of dataset, csv, parquet and sql"),
+        ("target: species", "target: species, features: [species]", "'species' cannot be a feature"),
+        ("metric: accuracy", "metric: beauty", "metric: .*accuracy, .*; not by beauty"),
+        (*with_more("split: {test_fraction: 1.5}"), "split.test_fraction: .*less than 1"),
+        (*with_more("split: {by: time}"), "split: column: time and group need one"),
+        (*with_more("preprocessing: {scale: big}"), "preprocessing.scale: .*'standard'"),
+        (*with_more("search: {trials: 0}"), "search.trials: .*greater than or equal to 1"),
+        (*with_more("gates: {thresholds: {rmse: 1}}"), "gates.thresholds: a classification is measured by"),
+        (*with_more("gates: {slices: [{column: x, limit: 1, metric: r2}]}"), "gates.slices.metric: .*not by r2"),
+        (*with_more("gates: {expectations: [{raise: x, must: fly}]}"), "gates.expectations.0.must: .*'not fall'"),
+        (*with_more("gates: {expectations: [{raise: x, swap: y, must: not change}]}"), "raise a feature, or swap one"),
+        (*with_more("gates: {expectations: [{swap: y, must: not fall}]}"), "categories have no order"),
+        (*with_more("gates: {expectations: [{raise: x, must: not fall}]}"), "which class's probability must not fall"),
+        (*with_more("approval: maybe"), "approval: .*'auto', 'ask' or 'manual'"),
+        (*with_candidate("params: {depth: 3}"), "candidates.0: params: .*depth"),
+        (
+            *with_candidate("search: {depth: [3]}"),
+            "candidates.0: search: .* has no parameter 'depth'; it has: .*max_depth",
+        ),
+        (*with_candidate("search: {max_depth: {low: 1}}"), "candidates.0.search.max_depth.high: .*required"),
+        (*with_candidate("search: {max_depth: {low: 2, high: 1}}"), "search.max_depth: low must be less than high"),
+        (*with_candidate("search: {max_depth: {low: 0, high: 1, log: true}}"), "log: low must be more than 0"),
+        (*with_candidate("search: {max_depth: 3}"), "candidates.0.search.max_depth: .*tuple"),
+        (*with_candidate("search: {max_depth: []}"), "'max_depth' needs a list of values, or low and high"),
+        (*with_candidate("search: {max_depth: [[1]]}"), "'max_depth' needs a list of values, or low and high"),
+        (*with_candidate("{params: {max_depth: 1}, search: {max_depth: [1]}}"), "not YAML"),
+        (
+            TREE,
+            f"{TREE}\n    params: {{max_depth: 1}}\n    search: {{max_depth: [1]}}",
+            "'max_depth' is fixed in params",
+        ),
+        (f"\n  - estimator: {TREE}", " []", "candidates: at least one is needed"),
+        (TREE, "os.system", "import path in scikit-learn"),
+        (TREE, "sklearn.tree.OakTree", "has no sklearn.tree.OakTree"),
+        (TREE, "sklearn.linear_model.Ridge", "candidates.0.estimator: .* does not do classification"),
+        (TREE, "sklearn.metrics.accuracy_score", "is no estimator"),
+        (f"{TREE}\nmetric: accuracy", "sklearn.svm.SVC\nmetric: log_loss", "probabilities, which log_loss needs"),
         ("model: mine", "model: [", "not YAML"),
         (GOOD, "- a list", "dictionary"),
         (GOOD, "", "dictionary"),
@@ -60,6 +106,21 @@ def test_a_fault_names_the_file_and_the_key(tmp_path: Path, old: str, new: str, 
     assert old in GOOD
     with pytest.raises(PipelineError, match=rf"pipeline\.yaml.*{fault}"):
         read(tmp_path, GOOD.replace(old, new))
+
+
+def test_all_faults_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"metric: .*; approval: "):
+        read(tmp_path, GOOD.replace("metric: accuracy", "approval: maybe"))
+
+
+def test_a_regression_has_neither_classes_nor_strata(tmp_path: Path) -> None:
+    text = GOOD.replace("classification", "regression").replace(TREE, "sklearn.linear_model.Ridge")
+    text = text.replace("accuracy", "rmse")
+    assert read(tmp_path, text).more_is_better is False
+    with pytest.raises(PipelineError, match="no classes to be stratified by"):
+        read(tmp_path, text + "split: {by: stratified}")
+    with pytest.raises(PipelineError, match="a regression has no classes"):
+        read(tmp_path, text + "gates: {expectations: [{raise: x, must: not fall, class: a}]}")
 
 
 def test_an_unknown_pipeline_is_refused_with_the_names_of_those_there_are() -> None:

@@ -1,68 +1,245 @@
-"""From rows to a split, or to what keeps the rows from being learnt from."""
+"""From rows, wherever they lie, to a table that can be learnt from, and what keeps rows from being one."""
 
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sqlalchemy import Engine
 
 from labstack.errors import LabError
 from labstack.store import datasets
 from labstack.training import config, data
+from labstack.training.data import Column, Table
 
 
-def pipeline(task: str = "classification", target: str = "y", dataset: str = "table") -> config.Pipeline:
+def pipeline(task: str = "classification", target: str = "y", **changes: Any) -> config.Pipeline:
     classifies = task == "classification"
+    source = changes.pop("data", {"dataset": "table"})
     return config.Pipeline.model_validate(
         {
             "model": "mine",
             "task": task,
-            "data": {"dataset": dataset, "target": target},
-            "estimator": "sklearn.linear_model.LogisticRegression" if classifies else "sklearn.linear_model.Ridge",
+            "data": source | {"target": target},
+            "candidates": [
+                {"estimator": "sklearn.linear_model.LogisticRegression" if classifies else "sklearn.linear_model.Ridge"}
+            ],
             "metric": "accuracy" if classifies else "rmse",
         }
+        | changes
     )
+
+
+def load(engine: Engine, tmp_path: Path, text: str, task: str = "classification", **changes: Any) -> Table:
+    (tmp_path / "table.csv").write_text(text)
+    datasets.load_csv(engine, tmp_path / "table.csv", "table")
+    return data.load(engine, pipeline(task, **changes))
+
+
+def rows(count: int, template: str) -> str:
+    """So many lines of a table: `{n}` is the row's number, `{c}` one of two classes."""
+    return "".join(template.format(n=n, c="ab"[n * 7 % 3 % 2], r=n * 37 % 11) + "\n" for n in range(count))
 
 
 def test_iris_splits_by_class_and_the_same_way_each_time(engine: Engine) -> None:
     list(datasets.load_bundled(engine))
-    split = data.load(engine, pipeline(dataset="iris", target="species"))
-    assert (len(split.train_features), len(split.test_features)) == (112, 38)
-    assert sorted(np.unique(split.test_target, return_counts=True)[1].tolist()) == [12, 13, 13]
-    again = data.load(engine, pipeline(dataset="iris", target="species"))
-    assert split.test_features.equals(again.test_features)
+    asked = pipeline(target="species", data={"dataset": "iris"})
+    table = data.load(engine, asked)
+    assert (len(table.train), len(table.test)) == (112, 38)
+    assert sorted(np.unique(table.target[table.test], return_counts=True)[1].tolist()) == [12, 13, 13]
+    again = data.load(engine, asked)
+    assert np.array_equal(table.test, again.test)
+    assert table.digest == again.digest
+    assert table.remarks == ()
 
 
 def test_numbers_can_be_labels(engine: Engine, tmp_path: Path) -> None:
-    (tmp_path / "table.csv").write_text("x,y\n" + "1,0\n2,1\n" * 10)
-    datasets.load_csv(engine, tmp_path / "table.csv", "table")
-    assert set(data.load(engine, pipeline()).test_target) == {"0", "1"}
+    table = load(engine, tmp_path, "x,y\n" + "1,0\n2,1\n3,0\n" * 10)
+    assert set(table.target) == {"0", "1"}
 
 
 def test_long_numbers_stay_different_labels(engine: Engine, tmp_path: Path) -> None:
-    (tmp_path / "table.csv").write_text("x,y\n" + "1,1234567\n2,1234568\n3,0.5\n" * 10)
-    datasets.load_csv(engine, tmp_path / "table.csv", "table")
-    assert set(data.load(engine, pipeline()).test_target) == {"1234567", "1234568", "0.5"}
+    table = load(engine, tmp_path, "x,y\n" + "1,1234567\n2,1234568\n3,0.5\n" * 10)
+    assert set(table.target) == {"1234567", "1234568", "0.5"}
+
+
+def test_text_is_a_category_and_comes_after_numbers(engine: Engine, tmp_path: Path) -> None:
+    text = "colour,size,y\n" + "red,1,a\nblue,,b\n,3,a\ngreen,4,b\n" * 5
+    table = load(engine, tmp_path, text)
+    assert table.columns == (Column("size", (), True), Column("colour", ("blue", "green", "red"), True))
+    assert table.matrix[:4, 1].tolist() == pytest.approx([2, 0, np.nan, 1], nan_ok=True)
+    assert list(table.frame) == ["size", "colour"]
+
+
+def test_rows_without_features_or_target_are_left_out(engine: Engine, tmp_path: Path) -> None:
+    table = load(engine, tmp_path, "x,z,y\n,,a\n1,2,\n" + rows(20, "{r},{n},{c}"))
+    assert len(table.target) == 20
+    assert table.remarks[:2] == ("1 rows have no feature, and are left out", "1 rows have no target, and are left out")
+
+
+def test_which_columns_and_rows_are_meant_can_be_said(engine: Engine, tmp_path: Path) -> None:
+    text = "id,x,z,y\n" + rows(40, "{n},{r},{n},{c}")
+    chosen = {"dataset": "table", "drop": ["id"], "filter": "z >= 10 and x != 3"}
+    table = load(engine, tmp_path, text, data=chosen)
+    assert list(table.frame) == ["x", "z"]
+    assert table.frame["z"].min() == 10
+    assert (table.frame["x"] != 3).all()
+    assert list(table.others) == ["id"]
+    only = data.load(engine, pipeline(data={"dataset": "table", "features": ["x"]}))
+    assert list(only.frame) == ["x"]
+
+
+def test_the_latest_rows_are_held_out(engine: Engine, tmp_path: Path) -> None:
+    text = "day,x,y\n" + "".join(f"{100 - n},{n * 37 % 11},{n}\n" for n in range(100))
+    table = load(engine, tmp_path, text, "regression", split={"by": "time", "column": "day"})
+    days = table.others["day"]
+    assert days.iloc[table.train].max() < days.iloc[table.test].min()
+    assert "day" not in table.frame
+    for learn, judge in data.folds(pipeline("regression", split={"by": "time", "column": "day"}), table):
+        assert learn.max() < judge.min()
+
+
+def test_groups_are_held_out_whole(engine: Engine, tmp_path: Path) -> None:
+    split = {"by": "group", "column": "who"}
+    table = load(engine, tmp_path, "who,x,y\n" + rows(100, "p{r},{n},{c}"), split=split)
+    who = table.others["who"]
+    assert not set(who.iloc[table.train]) & set(who.iloc[table.test])
+    learnt = who.iloc[table.train].to_numpy()
+    for learn, judge in data.folds(pipeline(split=split), table):
+        assert not set(learnt[learn]) & set(learnt[judge])
+
+
+FRAME = pd.DataFrame(
+    {
+        "whole": pd.array([1, None, 3, 4] * 6, "Int64"),
+        "yes": [True, False] * 12,
+        "colour": pd.Categorical(["red", "blue", None, "red"] * 6),
+        "x": np.arange(24.0) ** 2,
+        "y": ["a", "b", "b"] * 8,
+    }
+)
+
+
+def check(table: Table) -> None:
+    assert [column.name for column in table.columns] == ["whole", "yes", "x", "colour"]
+    assert table.columns[0].missing
+    assert table.columns[3] == Column("colour", ("blue", "red"), True)
+    assert table.frame["yes"].tolist()[:2] == [1.0, 0.0]
+
+
+def test_rows_come_from_parquet(engine: Engine, tmp_path: Path) -> None:
+    FRAME.to_parquet(tmp_path / "t.parquet")
+    check(data.load(engine, pipeline(data={"parquet": str(tmp_path / "t.parquet")})))
+
+
+def test_rows_come_from_a_query(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sqlite3.connect(tmp_path / "t.db") as connection:
+        FRAME.astype({"whole": float, "colour": object}).to_sql("t", connection, index=False)
+    connection.close()
+    monkeypatch.setenv("WHERE", str(tmp_path))
+    asked = {"sql": {"url": "sqlite:///$WHERE/t.db", "query": "SELECT * FROM t WHERE x >= 0"}}
+    check(data.load(engine, pipeline(data=asked)))
 
 
 @pytest.mark.parametrize(
-    ("rows", "task", "fault"),
+    ("source", "fault"),
+    [
+        ({"parquet": "none.parquet"}, r"none\.parquet cannot be read"),
+        ({"csv": "none.csv"}, r"none\.csv: cannot be read"),
+        (
+            {"sql": {"url": "sqlite://", "query": "SELECT * FROM none"}},
+            "An SQL query cannot be read: no such table: none",
+        ),
+        ({"sql": {"url": "nonsense", "query": ""}}, "An SQL query cannot be read"),
+        ({"sql": {"url": "sqlite://", "query": "SELECT 1 AS x, 2 AS x, 3 AS y"}}, "a name of its own.*: x"),
+        ({"sql": {"url": "sqlite://", "query": "SELECT 1 AS x, 2 AS y WHERE 1 = 0"}}, "no rows to learn from"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_said_so(engine: Engine, source: dict[str, Any], fault: str) -> None:
+    with pytest.raises(LabError, match=fault):
+        data.load(engine, pipeline(data=source))
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "fault"),
     [
         ("x,z\n1,2\n", "classification", "no column 'y'; it has: x, z"),
-        ("x,y\nred,a\nblue,b\n", "classification", "hold text: x"),
-        ("x,y\n1,a\n,b\n", "classification", "empty cells: x"),
-        ("x,y\n1,a\n2,\n", "classification", "empty cells: y"),
         ("x,y\n1,a\n2,a\n", "classification", "one class only"),
         ("x,y\n1,a\n2,b\n", "classification", "too small"),
-        ("x,y\n1,2\n", "regression", "too small"),
+        ("x,y\n1,2\n3,4\n", "regression", "too small"),
+        ("x,y\n1,2\n3,2\n", "regression", "'y' is the same in every row"),
         ("x,y\n1,high\n2,low\n", "regression", "'y' holds text"),
         ("y\n1\n2\n", "regression", "no column besides"),
+        ("x,y\n,a\n,b\n", "classification", "no rows to learn from"),
+        ("x,y\n" + rows(40, "1,{c}"), "classification", "no feature that teaches anything: 'x' is 1 in every row"),
+        ("name,x,y\n" + rows(40, "p{n},{r},{c}"), "classification", "'name' is another text in every row"),
+        (
+            "x,y\n" + rows(40, "{r},{c}") + "n/a,a\n",
+            "classification",
+            "but for 1 cells such as 'n/a'",
+        ),
+        ("x,y\n" + rows(40, "{r},p{n}"), "classification", "40 classes in 40 rows"),
+        ("x,z,y\n" + rows(1100, "{r},c{n},{c}") + "1,c1,a\n", "classification", "'z' has 1,100 categories, more than"),
     ],
 )
 def test_rows_that_cannot_be_learnt_from_are_refused(
-    engine: Engine, tmp_path: Path, rows: str, task: str, fault: str
+    engine: Engine, tmp_path: Path, text: str, task: str, fault: str
 ) -> None:
-    (tmp_path / "table.csv").write_text(rows)
-    datasets.load_csv(engine, tmp_path / "table.csv", "table")
     with pytest.raises(LabError, match=fault):
-        data.load(engine, pipeline(task))
+        load(engine, tmp_path, text, task)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"data": {"dataset": "gone"}}, "there are: table"),
+        ({"data": {"dataset": "table", "features": ["z", "q"]}}, "data.features: .* no column 'q'; it has: x, z, y"),
+        ({"data": {"dataset": "table", "drop": ["q"]}}, "data.drop: .* no column 'q'"),
+        ({"data": {"dataset": "table", "filter": "x >"}}, "data.filter: 'x >' cannot be asked"),
+        ({"data": {"dataset": "table", "filter": "x > 1e9"}}, "no rows to learn from"),
+        ({"split": {"by": "time", "column": "when"}}, "split.column: .* no column 'when'"),
+        ({"gates": {"slices": [{"column": "q", "limit": 1}]}}, "gates.slices: .* no column 'q'"),
+        ({"gates": {"expectations": [{"raise": "q", "must": "not change"}]}}, "gates.expectations: 'q' is no feature"),
+    ],
+)
+def test_what_the_pipeline_names_must_be_there(
+    engine: Engine, tmp_path: Path, changes: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(LabError, match=fault):
+        load(engine, tmp_path, "x,z,y\n" + rows(40, "{r},{n},{c}"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "doubt"),
+    [
+        ("x,z,y\n" + rows(40, "{r},7,{c}"), "'z' is 7 in every row, teaches nothing, and is left out"),
+        ("x,z,y\n" + rows(40, "{r},,{c}"), "'z' has no values, teaches nothing, and is left out"),
+        ("x,z,y\n" + rows(40, "{r},{n},{c}"), "'z' counts the rows and looks like an id; data.drop leaves it out"),
+        ("x,z,y\n" + rows(40, "{r},{r},{c}"), "'z' equals 'x' in every row"),
+        ("x,z,y\n" + rows(40, "{r},is {c},{c}"), "'z' alone tells the target"),
+        (
+            "x,z,y\n" + "1,k,a\n2,l,b\n3,k,a\n" * 13 + "4,rare,b\n",
+            "'z' has categories that only held-out rows hold: rare",
+        ),
+    ],
+)
+def test_what_is_doubtful_is_said_and_goes_on(engine: Engine, tmp_path: Path, text: str, doubt: str) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    datasets.load_csv(engine, tmp_path / "table.csv", "table")
+    found = {remark for seed in range(20) for remark in data.load(engine, pipeline(split={"seed": seed})).remarks}
+    assert any(doubt in remark for remark in found), found
+
+
+def test_a_leak_into_a_regression_is_said(engine: Engine, tmp_path: Path) -> None:
+    text = "x,leak,y\n" + "".join(f"{n * 37 % 11},{3 * n * n + 1},{n * n}\n" for n in range(60))
+    assert any(
+        "'leak' alone tells the target" in remark for remark in load(engine, tmp_path, text, "regression").remarks
+    )
+
+
+def test_a_class_too_small_for_its_folds_is_said(engine: Engine, tmp_path: Path) -> None:
+    table = load(engine, tmp_path, "x,y\n" + rows(40, "{r},{c}") + "1,rare\n2,rare\n3,rare\n")
+    with pytest.raises(LabError, match="A class has 2 training rows, too few"):
+        data.folds(pipeline(), table)

@@ -4,9 +4,9 @@ import warnings
 
 import numpy as np
 import onnxruntime
-import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.ensemble import (
     ExtraTreesClassifier,
@@ -16,25 +16,27 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
+from labstack.contract import Matrix
 from labstack.training.onnx_export import TOLERANCE, export, measure_parity
 
 LOADERS = {"iris": load_iris, "cancer": load_breast_cancer, "diabetes": load_diabetes}
 
 
-def fitted(estimator: BaseEstimator, dataset: str) -> tuple[Pipeline, pd.DataFrame]:
-    """A pipeline that has learnt from every other row, with text for classes, and all rows."""
-    features, target = LOADERS[dataset](return_X_y=True, as_frame=True)
+def fitted(estimator: BaseEstimator, dataset: str) -> tuple[Pipeline, Matrix]:
+    """A core that has learnt from every other row, with text for classes, and all rows."""
+    features, target = LOADERS[dataset](return_X_y=True)
     if dataset != "diabetes":
-        target = target.map(lambda number: f"class {number}")
+        target = np.array([f"class {number}" for number in target])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not converged
         return make_pipeline(StandardScaler(), estimator).fit(features[::2], target[::2]), features
@@ -68,7 +70,7 @@ def test_what_is_kept_predicts_the_same(dataset: str, estimator: BaseEstimator, 
     assert found.parity <= TOLERANCE
     session = onnxruntime.InferenceSession(found.model)
     dtype = np.float64 if session.get_inputs()[0].type == "tensor(double)" else np.float32
-    output = session.run(None, {session.get_inputs()[0].name: features.to_numpy(dtype)})[-1]
+    output = session.run(None, {session.get_inputs()[0].name: features.astype(dtype)})[-1]
     if dataset == "diabetes":
         np.testing.assert_allclose(output.ravel(), pipeline.predict(features), rtol=1e-5)
     else:
@@ -95,3 +97,27 @@ def test_another_models_file_has_no_parity() -> None:
     found = export(one, features)
     assert found is not None
     assert measure_parity(other, found.model, features) > TOLERANCE
+
+
+def test_gaps_are_filled_in_double_precision() -> None:
+    features, target = load_diabetes(return_X_y=True)
+    features = np.where(np.random.default_rng(0).random(features.shape) < 0.1, np.nan, features)
+    core = make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), Ridge()).fit(features, target)
+    found = export(core, features)
+    assert found is not None
+    assert (found.form, found.parity < 1e-12) == ("double", True)
+
+
+@pytest.mark.parametrize("estimator", [LogisticRegression(max_iter=1000), RandomForestClassifier(20, random_state=0)])
+def test_categories_and_gaps_among_them_are_encoded(estimator: BaseEstimator) -> None:
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 3, 300).astype(float)
+    codes[:30] = np.nan
+    features = np.column_stack([random.normal(size=300), codes])
+    one_hot = OneHotEncoder(categories=[np.arange(-1.0, 3)], handle_unknown="ignore", sparse_output=False)
+    gaps = make_pipeline(SimpleImputer(strategy="constant", fill_value=-1.0), one_hot)
+    core = make_pipeline(ColumnTransformer([("n", StandardScaler(), [0]), ("c", gaps, [1])]), estimator)
+    core.fit(features, np.where(features[:, 0] + np.nan_to_num(codes, nan=3) > 1, "b", "a"))
+    found = export(core, features)
+    assert found is not None
+    assert found.parity < 1e-6

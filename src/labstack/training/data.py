@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from labstack.contract import Matrix
 from labstack.errors import LabError
 from labstack.store import datasets
-from labstack.training.config import Pipeline, Sql
+from labstack.training.config import Data, Pipeline, Sql
 
 MAX_CATEGORIES = 1000
 LEAK_ROWS = 5000  # that are looked at for a leak
@@ -124,7 +124,7 @@ def _read(engine: Engine, pipeline: Pipeline) -> pd.DataFrame:
         found = _query(source.sql) if source.sql else pd.read_parquet(str(source.parquet))
     except (OSError, ValueError, ImportError, SQLAlchemyError) as error:
         reason = getattr(error, "orig", None) or error
-        raise DataError(f"{source} cannot be read: {' '.join(str(reason).split())}") from error
+        raise DataError(f"{_capital(source)} cannot be read: {' '.join(str(reason).split())}") from error
     if not found.columns.is_unique:
         double = found.columns[found.columns.duplicated()].unique()
         raise DataError(f"Every column needs a name of its own; these come twice: {', '.join(map(str, double))}.")
@@ -208,7 +208,7 @@ def _checked(rows: pd.DataFrame, names: list[str], pipeline: Pipeline, remarks: 
         if pd.api.types.is_datetime64_any_dtype(column):
             faults.append(f"{name!r} holds moments; drop it, or make numbers of it")
         elif column.nunique() < 2 and not (known.size and column.isna().any()):
-            what = f"is {known.iloc[0]!r} in every row" if known.size else "has no values"
+            what = f"is {_label(known.iloc[0])} in every row" if known.size else "has no values"
             remarks.append(f"{name!r} {what}, teaches nothing, and is left out")
         elif column.dtype == object:
             faults += _text_faults(known)
@@ -355,6 +355,7 @@ def _digest(frame: pd.DataFrame, target: npt.NDArray[Any]) -> str:
     return found.hexdigest()
 
 
-def _capital(data: object) -> str:
+def _capital(data: Data) -> str:
+    """The source, as a sentence begins with it."""
     said = str(data)
-    return said[0].upper() + said[1:]
+    return said if data.csv or data.parquet else said[0].upper() + said[1:]

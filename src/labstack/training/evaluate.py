@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # no screen
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 from sklearn import metrics
 from sklearn.base import clone
 from sklearn.calibration import CalibrationDisplay
@@ -118,12 +119,18 @@ class Scorer:
         places = [1] if len(self._classes) == 2 else range(len(self._classes))
         if any((codes == place).all() or not (codes == place).any() for place in places):
             return float("nan")
-        return float(np.mean([metrics.roc_auc_score(codes == place, probabilities[:, place]) for place in places]))
+        return float(np.mean([_auc(codes == place, probabilities[:, place]) for place in places]))
 
     def all(self) -> dict[str, float]:
         """Every metric that is defined."""
         found = {name: self(name) for name in self.names}
         return {name: value for name, value in found.items() if not np.isnan(value)}
+
+
+def _auc(is_one: npt.NDArray[np.bool_], scores: Matrix) -> float:
+    """The area under the ROC curve, from the ranks of the scores (Hanley and McNeil, 1982); ties count half."""
+    ones = int(is_one.sum())
+    return float((rankdata(scores)[is_one].sum() - ones * (ones + 1) / 2) / (ones * (len(is_one) - ones)))
 
 
 def resamples(rows: int, seed: int) -> Iterator[Indices]:

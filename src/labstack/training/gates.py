@@ -1,5 +1,6 @@
 """Gates: the rules that a candidate must pass before it may become production. Functions of what was measured."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ class Judged:
     package: Package
     predicted: Predicted
     scorer: Scorer
+    production: "Production | None"
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     gates: list[Gate]
@@ -91,7 +93,7 @@ def not_worse(pipeline: Pipeline, table: Table, scorer: Scorer, production: Prod
     samples = resamples(scorer.rows, pipeline.split.seed)
     drawn = [sign * (scorer(metric, rows) - theirs(metric, rows)) for rows in samples]
     low, high = interval(drawn)
-    better = sign * (mine - its)
+    better = 0.0 if math.isclose(mine, its, rel_tol=1e-9) else sign * (mine - its)  # the same, but for rounding
     passed = better >= 0 or low >= -pipeline.gates.margin
     word = "better than" if better > 0 else "equal to" if better == 0 else "worse than"
     said = f"{metric} {mine:.4f} is {word} {its:.4f} of {other}, by {better:+.4f} [{low:+.4f}, {high:+.4f}]"

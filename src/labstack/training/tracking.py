@@ -3,10 +3,11 @@
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 
 import mlflow
@@ -54,6 +55,22 @@ def explained(client: MlflowRest) -> Iterator[None]:
         if "API request to" in error.message:
             raise RegistryUnreachableError(client.shown_url) from error
         raise RegistryError(error.message) from error
+
+
+@contextmanager
+def run(client: MlflowClient, model: str, tags: dict[str, str]) -> Iterator[str]:
+    """A run of the model's experiment, MLflow's active one for as long as the context lasts; its id.
+
+    Whatever ends it, its status says so, unless MLflow is away by then.
+    """
+    run_id = str(mlflow.start_run(experiment_id=experiment(client, model), tags=tags).info.run_id)
+    try:
+        yield run_id
+    except BaseException as error:
+        with suppress(MlflowException):
+            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    mlflow.end_run()
 
 
 def experiment(client: MlflowClient, name: str) -> str:
@@ -119,7 +136,7 @@ def register(client: MlflowClient, model: str, model_id: str, run_id: str, tags:
     return int(created.version)
 
 
-def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged) -> str:
+def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged, commit: str | None) -> str:
     """Log the run and its model, with signature, example and contract; the logged model's id."""
     found, packed = judged.found, judged.package
     mlflow.log_params(
@@ -140,7 +157,9 @@ def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged) 
     validated = {} if found.score is None else {f"cv_{pipeline.metric}": found.score}
     known = {name: value for name, value in ends.items() if value == value}
     mlflow.log_metrics(judged.metrics | known | parity | validated)
-    mlflow.set_tags(lineage() | {"mlflow.note.content": (packed.folder / "model_card.md").read_text(encoding="utf-8")})
+    mlflow.set_tags(
+        lineage(commit) | {"mlflow.note.content": (packed.folder / "model_card.md").read_text(encoding="utf-8")}
+    )
     _log_inputs(pipeline, table)
     for name in ("model_card.md", "gates.json"):
         mlflow.log_artifact(str(packed.folder / name))
@@ -167,18 +186,20 @@ def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged) 
 def _log_inputs(pipeline: Pipeline, table: Table) -> None:
     """The rows' lineage: where they are from, how many, and their digest."""
     target = pipeline.data.target
-    for context, rows in (("training", table.train), ("evaluation", table.test)):
+    of = pipeline.data.dataset or str(pipeline.data)
+    for context, rows, name in (("training", table.train, of), ("evaluation", table.test, f"{of}, held out")):
         frame = table.frame.iloc[rows].assign(**{target: table.target[rows]})
-        name = pipeline.data.dataset or str(pipeline.data)
         given = from_pandas(frame, name=name, targets=target, digest=table.digest[:32])
         mlflow.log_input(given, context=context)
 
 
-def lineage() -> dict[str, str]:
+def lineage(commit: str | None) -> dict[str, str]:
     """The code and the environment that a run is made with."""
     found = {"labstack.code": code(), "labstack.lock": lock()}
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return found | ({"mlflow.source.git.commit": done.stdout.strip()} if done.returncode == 0 else {})
+    if commit is None and shutil.which("git"):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+        commit = done.stdout.strip() or None
+    return found | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 @lru_cache

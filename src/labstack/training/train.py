@@ -10,11 +10,10 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
 from sqlalchemy import Engine
 
@@ -77,35 +76,35 @@ def train(
         if if_changed:
             reason = f"rows, pipeline and code are those of version {same}"
             return Outcome(pipeline.model, same, None, {}, True, False, reason)
-    with tracking.connect(client) as mlflow_client:
-        experiment = tracking.experiment(mlflow_client, pipeline.model)
-        with mlflow.start_run(experiment_id=experiment, tags={FINGERPRINT_TAG: fingerprint}) as run:
-            run_id = run.info.run_id
-            folder = settings.lab_outputs / pipeline.model / run_id
-            try:
-                judged = _make(pipeline, client, mlflow_client, table, settings, folder, run_id)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            try:
-                with tracking.explained(client):
-                    model_id = tracking.log(pipeline, mlflow_client, table, judged)
-                    tags = _tags(judged, fingerprint)
-                    version = None
-                    if register:
-                        version = tracking.register(mlflow_client, pipeline.model, model_id, run_id, tags)
-            except RegistryError as error:
-                raise TrainingError(f"{error} The package that was made lies in {folder}.") from error
+    with (
+        tracking.connect(client) as mlflow_client,
+        tracking.run(mlflow_client, pipeline.model, {FINGERPRINT_TAG: fingerprint}) as run_id,
+    ):
+        folder = settings.lab_outputs / pipeline.model / run_id
+        try:
+            judged = _make(pipeline, client, mlflow_client, table, settings, folder, run_id)
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
-    outcome = {"model": pipeline.model, "run_id": run_id, "metrics": judged.metrics, "passed": judged.passed}
+            raise
+        version = None
+        try:
+            with tracking.explained(client):
+                model_id = tracking.log(pipeline, mlflow_client, table, judged, settings.git_commit)
+                if register:
+                    tags = _tags(judged, fingerprint)
+                    version = tracking.register(mlflow_client, pipeline.model, model_id, run_id, tags)
+        except RegistryError as error:
+            raise TrainingError(f"{error} The package that was made lies in {folder}.") from error
+        shutil.rmtree(folder, ignore_errors=True)
+    outcome = Outcome(pipeline.model, version, run_id, judged.metrics, judged.passed, False, "tracked, not registered")
     if version is None:
-        return Outcome(version=None, promoted=False, reason="tracked, and not registered", **outcome)
+        return outcome
     progress.step("registered", model=pipeline.model, version=version)
     promoted, reason = _decide(pipeline, client, engine, table, judged, version, approve)
     progress.step("promoted" if promoted else "not promoted", model=pipeline.model, version=version, reason=reason)
     if promoted and pipeline.after_promotion == "reload":
         progress.step("API", said=promotion.tell_api(settings))
-    return Outcome(version=version, promoted=promoted, reason=reason, **outcome)
+    return replace(outcome, promoted=promoted, reason=reason)
 
 
 def _make(
@@ -128,7 +127,8 @@ def _make(
     folder.mkdir(parents=True, exist_ok=True)
     packed = package.pack(pipeline, table, core, folder)
     progress.step("packed", model=pipeline.model, runtime=packed.runtime)
-    verdicts = gates.judge(pipeline, table, packed, scorer, promotion.production(pipeline, client, table))
+    production = promotion.production(pipeline, client, table)
+    verdicts = gates.judge(pipeline, table, packed, scorer, production)
     progress.verdicts(verdicts)
     importance = evaluate.importances(pipeline, core, table)
     curve = evaluate.learning_curve(pipeline, core, table)
@@ -138,7 +138,7 @@ def _make(
     text = card.write(pipeline, table, found, packed, measured, intervals, importance, verdicts)
     (folder / "model_card.md").write_text(text, encoding="utf-8")
     (folder / "gates.json").write_text(json.dumps([vars(gate) for gate in verdicts], indent=2) + "\n")
-    return Judged(found, packed, predicted, scorer, measured, intervals, verdicts)
+    return Judged(found, packed, predicted, scorer, production, measured, intervals, verdicts)
 
 
 def _fit(pipeline: Pipeline, table: Table, found: Found) -> Any:
@@ -176,10 +176,12 @@ def _decide(
 
     It is judged again whenever another training has moved production meanwhile.
     """
-    verdicts = judged.gates
+    verdicts, production = judged.gates, judged.production
     while True:
-        production = promotion.production(pipeline, client, table)
-        if production is not None:
+        now = registry.living_production(client, pipeline.model)
+        if (now and now.number) != (production and production.number):
+            production = promotion.production(pipeline, client, table)
+        if production is not None and production is not judged.production:
             newest = gates.not_worse(pipeline, table, judged.scorer, production)
             verdicts = [gate for gate in verdicts if gate.name != newest.name] + [newest]
         if failed := [gate for gate in verdicts if not gate.passed]:

@@ -3,6 +3,7 @@
 import json
 import secrets
 import shlex
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -11,6 +12,8 @@ from flask import Blueprint, Response, current_app, render_template, request
 from labstack.api import openapi
 from labstack.api.request import service
 from labstack.api.serving.lineup import Lineup
+from labstack.store import datasets
+from labstack.store.database import DatabaseError
 
 blueprint = Blueprint("docs", __name__)
 
@@ -46,10 +49,14 @@ def _curl(method: str, path: str, operation: dict[str, Any], lineups: dict[str, 
     lineup = lineups.get(model) or next(iter(lineups.values()), None)
     version = str(lineup.production.served.version) if lineup else "1"
     path = path.replace("{model}", quote(model)).replace("{version}", version)
+    dataset, rows = _some_rows() if "{dataset}" in path else ("", [])
+    path = path.replace("{dataset}", quote(dataset))
     parts = ["curl", "-s", *(["-X", "POST"] if method == "post" else []), request.host_url.rstrip("/") + path]
     if operation.get("security"):
         parts += ["-H", "X-Admin-Token: …"]
-    if "requestBody" in operation and lineup:
+    if operation["tags"] == ["data"] and method == "post":
+        parts += ["-H", "Content-Type: application/json", "-d", json.dumps(rows, ensure_ascii=False)]
+    elif "requestBody" in operation and lineup:
         sample = lineup.production.served.contract.sample.input
         body: Any = sample
         if path.endswith("/infer"):
@@ -63,3 +70,12 @@ def _curl(method: str, path: str, operation: dict[str, Any], lineups: dict[str, 
             body = {"reason": "…"}
         parts += ["-H", "Content-Type: application/json", "-d", json.dumps(body, ensure_ascii=False)]
     return shlex.join(parts)
+
+
+def _some_rows() -> tuple[str, list[dict[str, Any]]]:
+    """A dataset and its first row; made up where the database has none, or is away."""
+    engine = service().engine
+    with suppress(DatabaseError):
+        for known in datasets.summaries(engine):
+            return known.name, list(datasets.read(engine, known.name, 0, 1).dicts())
+    return "mine", [{}]

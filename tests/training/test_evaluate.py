@@ -1,0 +1,88 @@
+"""Metrics, held to scikit-learn's own, and what is told of their uncertainty."""
+
+import numpy as np
+import pytest
+from sklearn import metrics
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.svm import LinearSVC
+
+from labstack.training import evaluate
+from labstack.training.evaluate import Predicted, Scorer
+
+
+@pytest.mark.parametrize("load", [load_iris, load_breast_cancer])
+def test_the_metrics_of_classes_are_those_of_scikit_learn(load: object) -> None:
+    features, numbers = load(return_X_y=True)  # type: ignore[operator]
+    target = np.array([f"class {number}" for number in numbers])
+    model = LogisticRegression(C=0.001, max_iter=5000).fit(features, target)
+    outputs, probabilities = model.predict(features), model.predict_proba(features)
+    binary = len(model.classes_) == 2
+    scores = probabilities[:, 1] if binary else probabilities
+    expected = {
+        "accuracy": metrics.accuracy_score(target, outputs),
+        "balanced_accuracy": metrics.balanced_accuracy_score(target, outputs),
+        "f1_macro": metrics.f1_score(target, outputs, average="macro"),
+        "roc_auc": metrics.roc_auc_score(target, scores, multi_class="ovr"),
+        "log_loss": metrics.log_loss(target, probabilities),
+    }
+    scorer = Scorer("classification", target, evaluate.predict(model, features))
+    assert scorer.all() == pytest.approx(expected)
+    some = np.random.default_rng(0).integers(0, len(target), 80)
+    assert scorer("f1_macro", some) == pytest.approx(metrics.f1_score(target[some], outputs[some], average="macro"))
+
+
+def test_the_metrics_of_numbers_are_those_of_scikit_learn() -> None:
+    features, target = load_diabetes(return_X_y=True)
+    outputs = Ridge().fit(features, target).predict(features)
+    expected = {
+        "rmse": metrics.root_mean_squared_error(target, outputs),
+        "mae": metrics.mean_absolute_error(target, outputs),
+        "r2": metrics.r2_score(target, outputs),
+    }
+    assert Scorer("regression", target, Predicted(outputs)).all() == pytest.approx(expected)
+
+
+def test_without_probabilities_there_are_no_metrics_of_them() -> None:
+    features, target = load_iris(return_X_y=True)
+    model = LinearSVC().fit(features, target.astype(str))
+    scorer = Scorer("classification", target.astype(str), evaluate.predict(model, features))
+    assert set(scorer.all()) == {"accuracy", "balanced_accuracy", "f1_macro"}
+
+
+def test_a_class_that_was_never_learnt_counts_as_wrong() -> None:
+    predicted = Predicted(np.array(["a", "b", "a"]), ("a", "b"), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]))
+    scorer = Scorer("classification", np.array(["a", "b", "c"]), predicted)
+    assert scorer("accuracy") == pytest.approx(2 / 3)
+    assert scorer("log_loss") > 10
+
+
+def test_an_interval_covers_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    covered = 0
+    for seed in range(100):
+        right = random.random(200) < 0.8
+        predicted = Predicted(np.where(right, "a", "b"), ("a", "b"))
+        low, high = evaluate.intervals(Scorer("classification", np.full(200, "a"), predicted), seed)["accuracy"]
+        covered += low <= 0.8 <= high
+    assert 88 <= covered <= 100
+
+
+def test_a_metric_that_is_not_defined_is_left_out() -> None:
+    scorer = Scorer("regression", np.full(10, 3.0), Predicted(np.full(10, 2.0)))
+    assert scorer.all() == {"rmse": 1.0, "mae": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (Predicted(np.array([1.0, 2.0])), Predicted(np.array([1.0, 2.0 + 1e-12])), True),
+        (Predicted(np.array([1.0, 2.0])), Predicted(np.array([1.0, 2.1])), False),
+        (Predicted(np.array(["a"]), ("a", "b")), Predicted(np.array(["a"]), ("a", "b")), True),
+        (Predicted(np.array(["a"]), ("a", "b")), Predicted(np.array(["a"]), ("a", "c")), False),
+        (Predicted(np.array(["a"]), ("a", "b")), Predicted(np.array(["a"]), ("a", "b"), np.array([[1.0, 0]])), False),
+        (Predicted(np.array([1.0])), None, False),
+    ],
+)
+def test_two_versions_may_predict_the_same(one: Predicted, other: Predicted | None, same: bool) -> None:
+    assert evaluate.agree(one, other) is same

@@ -1,0 +1,164 @@
+"""The search: resumable, shared, and the same each time."""
+
+import multiprocessing
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from labstack.training import data
+from labstack.training.config import Pipeline
+from labstack.training.data import Table
+from labstack.training.search import Found, SearchError, Trial, search
+from tests.conftest import environment
+
+FOREST = {"estimator": "sklearn.ensemble.RandomForestClassifier", "params": {"n_estimators": 5, "random_state": 0}}
+TREE = {
+    "estimator": "sklearn.tree.DecisionTreeClassifier",
+    "params": {"random_state": 0},
+    "search": {"max_depth": {"low": 1, "high": 10}, "criterion": ["gini", "entropy"]},
+}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(random.normal(size=(200, 3)).round(3), columns=["a", "b", "c"])
+    frame["y"] = np.where(frame["a"] + random.normal(size=200) / 2 > 0, "yes", "no")
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    return tmp_path / "table.csv"
+
+
+def asked(table: Path, *candidates: dict[str, Any], **changes: Any) -> tuple[Pipeline, Table]:
+    pipeline = Pipeline.model_validate(
+        {
+            "model": "mine",
+            "task": "classification",
+            "data": {"csv": table, "target": "y"},
+            "candidates": candidates or (TREE, FOREST),
+            "metric": "accuracy",
+            "search": {"trials": 8} | changes,
+        }
+    )
+    return pipeline, data.load(None, pipeline)  # type: ignore[arg-type]  # no dataset of a store is read
+
+
+def run(table: Path, url: str, *candidates: dict[str, Any], **changes: Any) -> tuple[Found, list[Trial]]:
+    trials: list[Trial] = []
+    pipeline, rows = asked(table, *candidates, **changes)
+    return search(pipeline, rows, url, "mine", lambda trial, *_: trials.append(trial)), trials
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/made/search.db"
+
+
+def test_one_candidate_without_a_choice_is_no_search(table: Path, url: str, tmp_path: Path) -> None:
+    found, trials = run(table, url, FOREST)
+    assert (found.candidate.name, found.chosen, found.trials, trials) == ("RandomForestClassifier", {}, 0, [])
+    assert not (tmp_path / "made").exists()
+
+
+def test_each_candidate_is_tried_and_the_best_is_found(table: Path, url: str) -> None:
+    found, trials = run(table, url)
+    assert [trial.number for trial in trials] == list(range(8))
+    assert {trial.candidate.name for trial in trials} == {"DecisionTreeClassifier", "RandomForestClassifier"}
+    assert found.score == max(trial.score for trial in trials if trial.score is not None)
+    assert (found.score or 0) > 0.7
+
+
+def test_without_parameters_each_candidate_is_tried_once(table: Path, url: str) -> None:
+    _, trials = run(table, url, FOREST, TREE | {"search": {}})
+    assert sorted(trial.candidate.name for trial in trials) == ["DecisionTreeClassifier", "RandomForestClassifier"]
+
+
+def test_a_search_is_the_same_each_time_and_whether_it_was_interrupted(table: Path, tmp_path: Path) -> None:
+    urls = [f"sqlite:///{tmp_path}/{name}.db" for name in "abc"]
+    whole, again = (run(table, url)[1] for url in urls[:2])
+    parts = run(table, urls[2], trials=3)[1] + run(table, urls[2], trials=8)[1]
+    shown = [[(trial.number, trial.chosen, trial.score) for trial in trials] for trials in (whole, again, parts)]
+    assert shown[0] == shown[1] == shown[2]
+
+
+def test_a_search_that_is_done_costs_nothing(table: Path, url: str) -> None:
+    first, _ = run(table, url)
+    again, trials = run(table, url)
+    assert (again, trials) == (first, [])
+
+
+def test_parameters_that_do_not_go_together_cost_a_trial_each(table: Path, url: str) -> None:
+    broken = {"estimator": "sklearn.linear_model.LogisticRegression", "search": {"penalty": ["l1", "l2"]}}
+    found, trials = run(table, url, broken)
+    assert found.chosen == {"penalty": "l2"}
+    failed = [trial for trial in trials if trial.error]
+    assert failed
+    assert {trial.state for trial in failed} == {"failed"}
+    assert "Solver lbfgs supports only" in str(failed[0].error)
+
+
+def test_a_search_in_which_all_fail_says_why(table: Path, url: str) -> None:
+    broken = {"estimator": "sklearn.linear_model.LogisticRegression", "search": {"penalty": ["l1", "elasticnet"]}}
+    with pytest.raises(SearchError, match="No trial of 8 came to its end: Solver lbfgs"):
+        run(table, url, broken)
+
+
+def test_a_search_ends_when_its_time_is_over(table: Path, url: str) -> None:
+    _, trials = run(table, url, trials=100_000, seconds=0.5)
+    assert 0 < len(trials) < 1000
+
+
+def test_a_database_that_cannot_be_had_is_said_so(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "search.db").write_text("Dear diary, " * 1000)
+    with pytest.raises(SearchError, match="SEARCH_DATABASE_URL: file is not a database"):
+        run(table, f"sqlite:///{tmp_path}/search.db")
+
+
+def test_processes_share_a_search(table: Path, url: str) -> None:
+    found, trials = run(table, url, processes=2, trials=20)
+    assert sorted(trial.number for trial in trials) == list(range(20))
+    assert found.trials == 20
+    assert found.score == max(trial.score for trial in trials if trial.score is not None)
+
+
+def _join(table: Path, url: str) -> int:
+    return len(run(table, url, trials=30)[1])
+
+
+def test_trainings_that_run_at_once_share_a_search(table: Path, url: str) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        numbers = pool.starmap(_join, [(table, url)] * 2)
+    assert min(numbers) > 0
+    assert 30 <= sum(numbers) <= 31  # one may have begun when the last was counted
+
+
+def test_a_search_that_was_killed_goes_on(table: Path, url: str, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tests.training.test_search import asked, search\n"
+        "pipeline, rows = asked(Path(sys.argv[1]), trials=500)\n"
+        "search(pipeline, rows, sys.argv[2], 'mine', lambda trial, *_: print(trial.number, flush=True))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(table), url],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=Path.cwd(),
+    )
+    with process:
+        for line in process.stdout or ():
+            if int(line) >= 10:
+                process.send_signal(signal.SIGKILL)
+                break
+    with sqlite3.connect(tmp_path / "made" / "search.db") as connection:
+        (before,) = connection.execute("SELECT COUNT(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')").fetchone()
+    connection.close()
+    _, trials = run(table, url, trials=20)
+    assert before >= 10
+    assert 0 < len(trials) <= 10
