@@ -120,7 +120,7 @@ clean() { ## [--yes]: stop the lab and delete all it made: models, runs, databas
     find_place
     "${place}_clean"
   fi
-  rm -rf .venv .env db/*.db db/*.db-shm db/*.db-wal db/mlartifacts
+  rm -rf .venv .env db/*.db db/*.db-shm db/*.db-wal db/mlartifacts outputs
   find . -name __pycache__ -type d -prune -exec rm -rf {} +
   rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
   find .lab -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf {} + # another call may be waiting for the lock
@@ -129,7 +129,7 @@ clean() { ## [--yes]: stop the lab and delete all it made: models, runs, databas
 help() { ## List the tasks
   echo "Usage: ./run_all.sh [task]; without a task: up"
   sed -nE 's/^([a-z]+)\(\) \{ ## (.*)/\1\t\2/p' run_all.sh | while IFS=$'\t' read -r name text; do
-    printf '  %-8s %s\n' "$name" "$text"
+    printf '  %-9s %s\n' "$name" "$text"
   done
 }
 

@@ -74,9 +74,7 @@ class Stack:
             "model: iris\n"
             "task: classification\n"
             "data: {dataset: iris, target: species}\n"
-            "split: {test_fraction: 0.25, seed: 42}\n"
-            f"estimator: {estimator}\n"
-            f"params: {params}\n"
+            f"candidates: [{{estimator: {estimator}, params: {params}}}]\n"
             "metric: accuracy\n"
         )
         return self.compose("run", *options, "--volume", f"{path}:/own.yaml:ro", "mlops", "train", "/own.yaml")
