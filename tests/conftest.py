@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run tests/containers on this machine's engine; `offline` where no image registry can be reached",
     )
 
+    parser.addoption("--local", action="store_true", help="run tests/local, which makes a whole lab of processes")
     parser.addoption("--stress", action="store_true", help="run tests/stress, which takes minutes")
 
 

@@ -1,13 +1,16 @@
 """The README's reference parts say what the code knows, and nothing else."""
 
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 from pydantic import BaseModel
 
-from labstack.settings import ROOT
+from labstack.api.app import create_app
+from labstack.settings import ROOT, Settings
 from labstack.training import config
 from labstack.training.cli import main
 
@@ -72,3 +75,37 @@ def test_the_command_is_described_whole() -> None:
     lines = re.findall(r"^\| `([a-z]+(?: [a-z]+)?)([^`]*)` \|", section("The labstack command"), re.MULTILINE)
     shown = {name: set(re.findall(r"--[a-z-]+", rest)) for name, rest in lines}
     assert shown == commands(main)
+
+
+def test_the_tasks_are_listed_and_by_help_too() -> None:
+    script = (ROOT / "run_all.sh").read_text()
+    tasks = set(re.findall(r"^([a-z]+)\(\) \{ ## ", script, re.MULTILINE))
+    assert tasks >= {
+        "up",
+        "down",
+        "status",
+        "logs",
+        "train",
+        "labstack",
+        "predict",
+        "test",
+        "lint",
+        "lock",
+        "backup",
+        "restore",
+        "clean",
+        "help",
+    }
+    helped = subprocess.run([ROOT / "run_all.sh", "help"], capture_output=True, text=True, check=True)
+    assert {line.split()[0] for line in helped.stdout.splitlines()[1:]} == tasks
+    assert set(re.findall(r"^\| `([a-z]+)", section("Tasks"), re.MULTILINE)) == tasks
+
+
+def test_every_endpoint_is_in_the_readme(tmp_path: Path) -> None:
+    rules = create_app(Settings(api_cache_dir=tmp_path)).url_map.iter_rules()
+    served = {
+        f"{method} {rule.rule.replace('<int:', '<')}"
+        for rule in rules
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert set(re.findall(r"^\| `((?:GET|POST) /\S*)`", README, re.MULTILINE)) == served

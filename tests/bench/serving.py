@@ -31,6 +31,7 @@ from labstack.store import datasets
 from labstack.store.database import connect, migrate
 from labstack.training import config
 from labstack.training.train import train
+from tests.bench.common import processor, put_into_readme, tell
 from tests.conftest import IRIS_ROW, ask, free_port, run_api, run_mlflow, wait_until
 
 OPPONENTS = Path(__file__).parent / "opponents"
@@ -93,13 +94,7 @@ def main() -> None:
     text = report(services, results, start_seconds, memory, ratio)
     print(text)  # noqa: T201
     if asked.write:
-        readme = ROOT / "README.md"
-        marks = r"(<!-- serving benchmark -->\n).*?(<!-- end -->)"
-        readme.write_text(re.sub(marks, lambda found: found[1] + text + found[2], readme.read_text(), flags=re.DOTALL))
-
-
-def tell(**fields: Any) -> None:
-    print(json.dumps(fields), file=sys.stderr, flush=True)  # noqa: T201
+        put_into_readme("serving benchmark", text)
 
 
 def environment(name: str) -> Path:
@@ -334,11 +329,6 @@ def report(
         "",
     ]
     return "\n".join(lines)
-
-
-def processor() -> str:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return " ".join(found[1].replace("(R)", "").split()) if found else platform.machine()
 
 
 if __name__ == "__main__":

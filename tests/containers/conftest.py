@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Answer, answers, ask, free_port, wait_until
 from tests.containers.offline import supplies
-from tests.integration.test_run_all import copy_to
+from tests.local.test_run_all import copy_to
 
 PROJECT = "labstack-test"
 SERVICES = ("server_mlflow", "api", "mlops")

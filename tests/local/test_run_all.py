@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from labstack.settings import ROOT, Settings
+from labstack.settings import ROOT
 from labstack.store import audit
 from labstack.store.database import connect
 from tests.conftest import IRIS_ROW, answers, ask, free_port
@@ -240,30 +240,6 @@ def rounded(value: object) -> object:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def test_the_readme_lists_the_tasks_and_so_does_help(copy: Copy) -> None:
-    script = (ROOT / "run_all.sh").read_text()
-    tasks = set(re.findall(r"^([a-z]+)\(\) \{ ## ", script, re.MULTILINE))
-    assert tasks >= {
-        "up",
-        "down",
-        "status",
-        "logs",
-        "train",
-        "labstack",
-        "predict",
-        "test",
-        "lint",
-        "lock",
-        "backup",
-        "restore",
-        "clean",
-        "help",
-    }
-    assert {line.split()[0] for line in copy.run("help").stdout.splitlines()[1:]} == tasks
-    section = README.partition("## Tasks")[2].partition("## ")[0]
-    assert set(re.findall(r"^\| `([a-z]+)", section, re.MULTILINE)) == tasks
-
-
 def test_an_unknown_task_is_refused(copy: Copy) -> None:
     assert copy.run("--help").stdout == copy.run("help").stdout
     for task in ("dance", "step", "quietly", "rm -rf", "", "u.", "["):
@@ -452,15 +428,3 @@ def test_a_python_that_is_too_old_is_named(bare: Copy, tmp_path: Path) -> None:
     assert " is 3.9." in refused.stderr
     missing = bare.run("up", PYTHON="/no/python")
     assert (missing.returncode, "there is no /no/python here" in missing.stderr) == (1, True)
-
-
-def test_every_endpoint_is_in_the_readme(tmp_path: Path) -> None:
-    from labstack.api.app import create_app
-
-    rules = create_app(Settings(api_cache_dir=tmp_path)).url_map.iter_rules()
-    served = {
-        f"{method} {rule.rule.replace('<int:', '<')}"
-        for rule in rules
-        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
-    }
-    assert set(re.findall(r"^\| `((?:GET|POST) /\S*)`", README, re.MULTILINE)) == served
