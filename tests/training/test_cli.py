@@ -317,3 +317,15 @@ def test_a_training_that_is_killed_leaves_nothing_half_done(lab: Lab, tmp_path: 
     again = registry.roles(lab.registry, name)
     assert (again.production or 0) >= 2
     assert again.previous == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk of its own")
+def test_a_full_disk_is_said_so(lab: Lab, tmp_path: Path, name: str) -> None:
+    (tmp_path / "disk").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", tmp_path / "disk"], check=True)
+    try:
+        done = lab.run("train", str(write(tmp_path, name)), lab_outputs=tmp_path / "disk")
+    finally:
+        subprocess.run(["umount", tmp_path / "disk"], check=True)
+    assert (done.returncode, "No space left on device" in done.stderr.splitlines()[-1]) == (1, True)
+    assert name not in registry.all_roles(lab.registry)

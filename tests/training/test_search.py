@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from labstack.training import data
+from labstack.training import search as module
 from labstack.training.config import Pipeline
 from labstack.training.data import Table
 from labstack.training.search import Found, SearchError, Trial, search
@@ -162,3 +163,17 @@ def test_a_search_that_was_killed_goes_on(table: Path, url: str, tmp_path: Path)
     _, trials = run(table, url, trials=20)
     assert before >= 10
     assert 0 < len(trials) <= 10
+
+
+def test_a_database_that_somebody_locked_is_said_so(table: Path, url: str, tmp_path: Path) -> None:
+    run(table, url, trials=1)
+    holder = sqlite3.connect(tmp_path / "made" / "search.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    module._storage.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BUSY_TIMEOUT_SECONDS", 0.1)
+        with pytest.raises(SearchError, match="SEARCH_DATABASE_URL: database is locked"):
+            run(table, url, trials=3)
+    holder.close()
+    module._storage.cache_clear()
+    assert len(run(table, url, trials=3)[1]) == 2

@@ -93,7 +93,8 @@ def search(pipeline: Pipeline, table: Table, url: str, name: str, watch: Callabl
         _watch(pipeline, study, run(jobs), watch, total)
         return _best(pipeline, study)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
+        reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
         raise SearchError(f"The trials cannot be kept in SEARCH_DATABASE_URL: {reason}") from error
 
 

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from sqlalchemy import Engine
 
 from labstack import registry
+from labstack.contract import FILE_NAME
 from labstack.mlflow_rest import MlflowRest, RegistryError
 from labstack.settings import Settings
 from labstack.training import card, data, evaluate, gates, package, progress, promotion, tracking
@@ -81,20 +82,21 @@ def train(
         tracking.run(mlflow_client, pipeline.model, {FINGERPRINT_TAG: fingerprint}) as run_id,
     ):
         folder = settings.lab_outputs / pipeline.model / run_id
-        try:
-            judged = _make(pipeline, client, mlflow_client, table, settings, folder, run_id)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
         version = None
         try:
             with tracking.explained(client):
+                judged = _make(pipeline, client, mlflow_client, table, settings, folder, run_id)
                 model_id = tracking.log(pipeline, mlflow_client, table, judged, settings.git_commit)
                 if register:
                     tags = _tags(judged, fingerprint)
                     version = tracking.register(mlflow_client, pipeline.model, model_id, run_id, tags)
         except RegistryError as error:
-            raise TrainingError(f"{error} The package that was made lies in {folder}.") from error
+            if (folder / FILE_NAME).exists():
+                raise TrainingError(f"{error} The package that was made lies in {folder}.") from error
+            raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
     outcome = Outcome(pipeline.model, version, run_id, judged.metrics, judged.passed, False, "tracked, not registered")
     if version is None:
