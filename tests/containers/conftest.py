@@ -66,7 +66,7 @@ class Stack:
         return self.compose("run", "--rm", "-T", "mlops", *(("train", *arguments) if arguments else ()), check=check)
 
     def train_estimator(
-        self, estimator: str, params: str = "{}", options: tuple[str, ...] = ("--rm", "-T")
+        self, estimator: str, params: str = "{}", options: tuple[str, ...] = ("--rm", "-T"), check: bool = True
     ) -> "subprocess.CompletedProcess[str]":
         """Train a pipeline file of the user's own, for iris with another estimator, mounted into the container."""
         path = self.folder / "own.yaml"
@@ -77,7 +77,8 @@ class Stack:
             f"candidates: [{{estimator: {estimator}, params: {params}}}]\n"
             "metric: accuracy\n"
         )
-        return self.compose("run", *options, "--volume", f"{path}:/own.yaml:ro", "mlops", "train", "/own.yaml")
+        mounted = ("--volume", f"{path}:/own.yaml:ro")
+        return self.compose("run", *options, *mounted, "mlops", "train", "/own.yaml", check=check)
 
     def erase(self) -> None:
         self.compose("--profile", "mlops", "down", "--volumes", "--remove-orphans")

@@ -66,7 +66,7 @@ def test_a_training_that_is_stopped_closes_its_run(trained: Stack) -> None:
     wait_until(lambda: newest()["run_id"] != before, 60, "training is at work")
     docker("stop", container)
     assert docker("wait", container).stdout == "1\n"
-    assert docker("logs", container).stderr.splitlines()[-1] == "Training was stopped."
+    assert docker("logs", container).stderr.splitlines()[-1] == "Stopped."
     docker("rm", container)
     assert newest()["run_id"] != before
     assert newest()["status"] == "FAILED"

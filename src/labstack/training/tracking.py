@@ -5,10 +5,12 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
@@ -212,6 +214,8 @@ def code() -> str:
 
 
 def lock() -> str:
-    """A hash of the training environment's lock file."""
-    path = ROOT / "conda-cfg" / "conda-lock-mlops.yml"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "none"
+    """A hash of the lock file that the training environment is made from."""
+    made = Path(sys.prefix) / "conda-lock.sha256"  # where an image keeps it
+    if made.exists():
+        return made.read_text().strip()
+    return hashlib.sha256((ROOT / "conda-cfg" / "conda-lock-mlops.yml").read_bytes()).hexdigest()
