@@ -217,5 +217,5 @@ def lock() -> str:
     """A hash of the lock file that the training environment is made from."""
     made = Path(sys.prefix) / "conda-lock.sha256"  # where an image keeps it
     if made.exists():
-        return made.read_text().strip()
+        return made.read_text().split()[0]
     return hashlib.sha256((ROOT / "conda-cfg" / "conda-lock-mlops.yml").read_bytes()).hexdigest()
