@@ -18,7 +18,7 @@ from sklearn.calibration import CalibrationDisplay
 from sklearn.inspection import permutation_importance
 
 from labstack.contract import Matrix
-from labstack.training.config import METRICS, Pipeline
+from labstack.training.config import METRICS, OF_PROBABILITIES, Pipeline
 from labstack.training.data import Indices, Table
 
 RESAMPLES = 200
@@ -45,6 +45,17 @@ def predict(estimator: Any, rows: Any) -> Predicted:
     classes = tuple(map(str, getattr(estimator, "classes_", ())))
     gives = classes and hasattr(estimator, "predict_proba")
     return Predicted(estimator.predict(rows), classes, estimator.predict_proba(rows) if gives else None)
+
+
+def score(pipeline: Pipeline, estimator: Any, matrix: Matrix, target: Target) -> float:
+    """The pipeline's metric of a fitted estimator's predictions, of which no more are made than it needs."""
+    classes = tuple(map(str, getattr(estimator, "classes_", ())))
+    if pipeline.metric in OF_PROBABILITIES:
+        probabilities = estimator.predict_proba(matrix)
+        predicted = Predicted(np.asarray(classes)[probabilities.argmax(axis=1)], classes, probabilities)
+    else:
+        predicted = Predicted(estimator.predict(matrix), classes)
+    return Scorer(pipeline.task, target, predicted)(pipeline.metric)
 
 
 def agree(one: Predicted, other: Predicted | None) -> bool:
@@ -162,12 +173,12 @@ def importances(pipeline: Pipeline, core: Any, table: Table) -> dict[str, tuple[
     """By how much the metric gets worse when a feature's values are shuffled: the mean and spread of five times."""
     rows = table.test[:PERMUTED_ROWS]
 
-    def score(estimator: Any, matrix: Matrix, target: Target) -> float:
-        value = Scorer(pipeline.task, target, predict(estimator, matrix))(pipeline.metric)
+    def goodness(estimator: Any, matrix: Matrix, target: Target) -> float:
+        value = score(pipeline, estimator, matrix, target)
         return value if pipeline.more_is_better else -value
 
     found = permutation_importance(
-        core, table.matrix[rows], table.target[rows], scoring=score, n_repeats=5, random_state=pipeline.split.seed
+        core, table.matrix[rows], table.target[rows], scoring=goodness, n_repeats=5, random_state=pipeline.split.seed
     )
     order = np.argsort(-found.importances_mean)
     return {
@@ -186,10 +197,7 @@ def learning_curve(pipeline: Pipeline, core: Any, table: Table) -> list[tuple[in
         rows = order[: max(int(len(order) * share), 2)]
         try:
             fitted = core if len(rows) == len(table.train) else clone(core).fit(table.matrix[rows], table.target[rows])
-            scores = [
-                Scorer(pipeline.task, table.target[part], predict(fitted, table.matrix[part]))(pipeline.metric)
-                for part in (rows, test)
-            ]
+            scores = [score(pipeline, fitted, table.matrix[part], table.target[part]) for part in (rows, test)]
         except ValueError:  # too few rows for this estimator, or one class only
             continue
         found.append((len(rows), scores[0], scores[1]))

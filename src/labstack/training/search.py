@@ -28,7 +28,7 @@ from labstack.training import data
 from labstack.training.config import Candidate, Pipeline, Range
 from labstack.training.data import Column, Indices, Table
 from labstack.training.estimator import make_core
-from labstack.training.evaluate import Scorer, Target, predict
+from labstack.training.evaluate import Target, score
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -192,14 +192,14 @@ def _trial(
         return None
     trial = _ask(study)
     try:
-        score = _cross_validate(pipeline, columns, matrix, target, folds, trial)
+        value = _cross_validate(pipeline, columns, matrix, target, folds, trial)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
     except (TypeError, ValueError) as error:  # parameters that do not go together, as scikit-learn says
         trial.set_user_attr("error", " ".join(str(error).split())[:500])
         study.tell(trial, state=TrialState.PRUNED)  # of the states that one from which the sampler learns
     else:
-        study.tell(trial, score)
+        study.tell(trial, value)
     return trial.number
 
 
@@ -227,8 +227,7 @@ def _cross_validate(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parameters that nobody will choose
             core.fit(matrix[learn], target[learn])
-            predicted = predict(core, matrix[judge])
-        scores.append(Scorer(pipeline.task, target[judge], predicted)(pipeline.metric))
+            scores.append(score(pipeline, core, matrix[judge], target[judge]))
         trial.report(float(np.mean(scores)), step)
         if step < len(folds) - 1 and trial.should_prune():
             raise optuna.TrialPruned
