@@ -42,10 +42,12 @@ train() { ## [pipeline...]: train pipelines of src/pipelines, by default all, or
 
 labstack() { ## [command...]: the lab's command: promote, rollback, canary, status, versions, manifest, data, pipeline; --help tells
   find_place
-  local argument arguments=()
+  local argument before="" arguments=()
   for argument in "$@"; do # files are the caller's
-    [[ $argument == *.@(yaml|yml|csv) && $argument != /* && -f $caller/$argument ]] && argument=$caller/$argument
-    arguments+=("$argument")
+    if [[ $argument != /* && ($before == --output || $argument == *.@(yaml|yml|csv) && -f $caller/$argument) ]]; then
+      argument=$caller/$argument
+    fi
+    arguments+=("$argument") before=$argument
   done
   "${place}_labstack" ${arguments[@]+"${arguments[@]}"}
 }
@@ -268,7 +270,7 @@ containers_labstack() {
   local argument options=(--rm) terminal=-T
   if [[ -t 0 && -t 1 ]]; then terminal=""; fi
   for argument in "$@"; do # a file is seen at its own place with those beside it, by its owner
-    if [[ $argument == /* ]]; then options+=(--user "$(id -u):0" --volume "${argument%/*}:${argument%/*}:ro"); fi
+    if [[ $argument == /* && -f $argument ]]; then options+=(--user "$(id -u):0" --volume "${argument%/*}:${argument%/*}:ro"); fi
   done
   containers_build mlops # with the files as they are now
   GIT_COMMIT=${GIT_COMMIT:-$(git rev-parse HEAD 2>/dev/null || true)} \

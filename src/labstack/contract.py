@@ -76,8 +76,8 @@ class Onnx(BaseModel):
 class Contract(BaseModel):
     """Features in the order of the matrix's columns, classes in that of the probabilities; none for regression.
 
-    `reference` is that of the predictions; of classes in their order. A version with an ONNX model is served by it,
-    any other by scikit-learn.
+    `reference` is that of the predictions of held-out rows; of classes in their order. A version with an ONNX model is
+    served by it, any other by scikit-learn.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -169,6 +169,23 @@ def test_a_file_is_appended_by_the_names_of_its_columns(engine: Engine, tmp_path
     assert datasets.summary(engine, "table").rows == 2
 
 
+def test_what_numbers_would_not_give_back_is_text(engine: Engine, tmp_path: Path) -> None:
+    text = "zip,account,large,plain\n00501,12345678901234567891,1e300,0.5\n10001,2,1,0\n"
+    rows = load(engine, tmp_path, text)
+    assert [column.type for column in rows.columns] == ["text", "text", "number", "number"]
+    assert "".join(datasets.csv_lines(engine, "table")).splitlines()[1] == "00501,12345678901234567891,1e+300,0.5"
+
+
+def test_text_that_looks_like_numbers_is_appended_as_text(engine: Engine, tmp_path: Path) -> None:
+    load(engine, tmp_path, "code,a\nx1,1\n")
+    (tmp_path / "more.csv").write_text("code,a\n17,2\n")
+    datasets.load_csv(engine, tmp_path / "more.csv", "table", append=True)
+    datasets.append(engine, "table", [{"code": "", "a": 3}, {"code": "two\r\nlines", "a": 4}])
+    assert [row["code"] for row in datasets.read(engine, "table").dicts()] == ["x1", "17", None, "two\nlines"]
+    with pytest.raises(datasets.RowsError, match="kept exactly"):
+        datasets.append(engine, "table", [{"code": "x", "a": 2**53 + 1}])
+
+
 def test_all_faults_of_rows_are_named_and_none_is_appended(engine: Engine, tmp_path: Path) -> None:
     load(engine, tmp_path, "a,b\n1,x\n")
     records: list[dict[str, object]] = [

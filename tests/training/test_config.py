@@ -98,6 +98,11 @@ def with_more(more: str) -> tuple[str, str]:
         (TREE, "sklearn.metrics.accuracy_score", "is no estimator"),
         (f"{TREE}\nmetric: accuracy", "sklearn.svm.SVC\nmetric: log_loss", "probabilities, which log_loss needs"),
         ("model: mine", "model: [", "not YAML"),
+        ("model: mine", "model: mine\nmodel: yours", "line 3 is not YAML: 'model' is said twice"),
+        ("model: mine", "model: 2024-13-45", "is not YAML: month must be in 1..12"),
+        ("model: mine", "model: " + "[" * 3000, "not YAML"),
+        (*with_candidate("search: {min_impurity_decrease: {low: 0, high: .inf}}"), "high: .*finite"),
+        ("target: species", "target: species, features: [a, a]", "features: each is named once"),
         (GOOD, "- a list", "dictionary"),
         (GOOD, "", "dictionary"),
     ],
@@ -126,3 +131,9 @@ def test_a_regression_has_neither_classes_nor_strata(tmp_path: Path) -> None:
 def test_an_unknown_pipeline_is_refused_with_the_names_of_those_there_are() -> None:
     with pytest.raises(PipelineError, match="there are: iris, student_exam"):
         config.read("irish")
+
+
+def test_what_is_no_yaml_is_not_quoted(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError) as raised:
+        read(tmp_path, "data: {sql: {url: postgresql://u:TOPSECRET@h [")
+    assert "TOPSECRET" not in str(raised.value)

@@ -86,3 +86,21 @@ def test_a_metric_that_is_not_defined_is_left_out() -> None:
 )
 def test_two_versions_may_predict_the_same(one: Predicted, other: Predicted | None, same: bool) -> None:
     assert evaluate.agree(one, other) is same
+
+
+def test_the_area_is_of_all_rows_however_many() -> None:
+    random = np.random.default_rng(0)
+    target = np.where(random.random(30_000) < 0.5, "a", "b")
+    noise = np.concatenate([np.zeros(20_000), random.normal(size=10_000) * 9])  # the first rows are easy
+    scores = 1 / (1 + np.exp(-((target == "b") - 0.5 + noise)))
+    predicted = Predicted(np.where(scores > 0.5, "b", "a"), ("a", "b"), np.column_stack([1 - scores, scores]))
+    found = Scorer("classification", target, predicted)("roc_auc")
+    assert found == pytest.approx(metrics.roc_auc_score(target == "b", scores))
+    assert found < 0.99
+
+
+def test_rows_of_one_group_are_drawn_together() -> None:
+    groups = np.arange(60) % 6
+    for rows in evaluate.resamples(60, 0, groups):
+        counts = np.bincount(rows, minlength=60).reshape(10, 6)
+        assert (counts == counts[0]).all()

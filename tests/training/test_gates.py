@@ -98,7 +98,7 @@ def test_a_group_below_its_floor_fails_and_is_named(tables: dict[str, Path], tmp
     easy = verdicts(tables, tmp_path, "classification", slices=[{"column": "group", "limit": 0.1}])["slice group"]
     assert (easy.passed, "the worst of 3 groups" in easy.said) == (True, True)
     few = verdicts(tables, tmp_path, "classification", slices=[{"column": "group", "limit": 0.9, "min_rows": 999}])
-    assert (few["slice group"].passed, "3 groups have fewer" in few["slice group"].said) == (True, True)
+    assert (few["slice group"].passed, "no group has 999 rows" in few["slice group"].said) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_budget_of_time_can_be_exceeded(tables: dict[str, Path], tmp_path: Pat
 
 
 def production(table: Table, packed: Package, predicted: Predicted | None, **more: Any) -> Production:
-    return Production(7, packed.contract, predicted, **more)
+    return Production(7, packed.contract, np.arange(len(table.test)), predicted, **more)
 
 
 def rival(table: Table, estimator: BaseEstimator) -> Predicted:
@@ -200,3 +200,35 @@ def test_callers_of_production_must_be_able_to_go_on(tables: dict[str, Path], tm
     )
     [schema] = [gate for gate in gates.judge(lenient, table, packed, scorer, now) if gate.name == "schema"]
     assert schema.passed
+
+
+def test_rows_that_production_cannot_take_are_left_out_of_the_comparison(
+    tables: dict[str, Path], tmp_path: Path
+) -> None:
+    pipeline, table, packed, scorer = judged(tables, tmp_path)
+    some = np.arange(0, len(table.test), 3)
+    theirs = Predicted(packed.core.predict(table.matrix[table.test][some]) + 3)
+    gate = gates.not_worse(pipeline, table, scorer, Production(7, packed.contract, some, theirs))
+    assert (gate.passed, "; on 50 of 150 rows, as version 7 takes no others" in gate.said) == (True, True)
+    assert gate.figures["candidate"] == scorer("rmse", some)
+
+
+def test_gates_of_one_feature_are_told_apart(tables: dict[str, Path], tmp_path: Path) -> None:
+    wishes = [{"raise": "a", "must": "not fall"}, {"raise": "a", "must": "not rise"}]
+    found = verdicts(tables, tmp_path, expectations=wishes)
+    assert [(name, gate.passed) for name, gate in found.items()][:2] == [
+        ("expectation a 1", True),
+        ("expectation a 2", False),
+    ]
+
+
+def test_without_probabilities_what_needs_them_fails(tables: dict[str, Path], tmp_path: Path) -> None:
+    asked = {
+        "estimator": "sklearn.linear_model.RidgeClassifier",
+        "expectations": [{"raise": "a", "must": "not fall", "class": "high"}],
+        "slices": [{"column": "group", "metric": "log_loss", "limit": 1}],
+    }
+    found = verdicts(tables, tmp_path, "classification", **asked)
+    assert found["expectation a"].said == "the estimator gives no probabilities"
+    assert found["slice group"].said == "the estimator gives no log_loss"
+    assert [found[name].passed for name in ("expectation a", "slice group")] == [False, False]

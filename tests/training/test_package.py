@@ -94,7 +94,7 @@ def test_the_contract_says_what_the_rows_were_like(tmp_path: Path) -> None:
     assert colour.reference is not None
     assert colour.reference.counts == tuple((learnt["colour"] == name).sum() for name in colour.categories)
     assert made.contract.reference is not None
-    assert sum(made.contract.reference.counts) == len(learnt)
+    assert sum(made.contract.reference.counts) == len(table.test)
     assert made.contract.sample.input == json.loads((tmp_path / "contract.json").read_text())["sample"]["input"]
 
 

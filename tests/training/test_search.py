@@ -177,3 +177,35 @@ def test_a_database_that_somebody_locked_is_said_so(table: Path, url: str, tmp_p
     holder.close()
     module._storage.cache_clear()
     assert len(run(table, url, trials=3)[1]) == 2
+
+
+def test_each_candidate_is_tried_though_trials_of_it_were_killed(table: Path, url: str) -> None:
+    pipeline, rows = asked(table, trials=6)
+    study = module._create(pipeline, url, "mine")
+    for place in range(2):
+        study.enqueue_trial({"candidate": place})
+        study.ask()  # as a process does that is killed then
+    trials: list[Trial] = []
+    search(pipeline, rows, url, "mine", lambda trial, *_: trials.append(trial))
+    assert {trial.candidate.name for trial in trials} == {"DecisionTreeClassifier", "RandomForestClassifier"}
+
+
+def test_an_estimator_that_fails_in_its_own_way_costs_a_trial(table: Path, url: str) -> None:
+    lda = "sklearn.discriminant_analysis.LinearDiscriminantAnalysis"
+    searched = {"solver": ["svd", "lsqr"], "shrinkage": [None, 0.1]}
+    _, trials = run(table, url, {"estimator": lda, "search": searched}, trials=12)
+    assert len(trials) == 12
+    assert any("shrinkage not supported" in str(trial.error) for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql+nodriver://u:TOPSECRET@h/d", "SEARCH_DATABASE_URL"),
+        ("http://u:TOP:SECRET@h:x/", "is no URL of a database"),
+    ],
+)
+def test_a_url_that_is_none_is_said_so_without_its_password(table: Path, url: str, said: str) -> None:
+    with pytest.raises(SearchError, match=said) as raised:
+        run(table, url)
+    assert "SECRET" not in str(raised.value)

@@ -189,6 +189,36 @@ def test_without_registration_only_a_run_is_left(lab: Lab, name: str) -> None:
     assert name not in registry.all_roles(lab.registry)
 
 
+def test_a_version_whose_training_was_ended_is_looked_at_again(lab: Lab, name: str) -> None:
+    pipeline = lab.pipeline("student_exam", model=name)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registry, "promote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        train.train(pipeline, lab.registry, lab.engine, lab.settings())
+    assert registry.roles(lab.registry, name) == Roles()
+    again = train.train(pipeline, lab.registry, lab.engine, lab.settings(), if_changed=True)
+    assert (again.version, again.promoted) == (2, True)
+
+
+def test_gaps_that_production_never_saw_are_no_dead_end(lab: Lab, name: str, tmp_path: Path) -> None:
+    rows = "".join(f"{n * 37 % 11},{n},{n % 3 + n * 37 % 11}\n" for n in range(80))
+    (tmp_path / "t.csv").write_text("x,z,y\n" + rows)
+    pipeline = lab.pipeline("student_exam", model=name, data={"csv": tmp_path / "t.csv", "target": "y"})
+    train.train(pipeline, lab.registry, lab.engine, lab.settings())
+    (tmp_path / "t.csv").write_text("x,z,y\n" + rows + ",5,3\n" * 9)
+    outcome = train.train(pipeline, lab.registry, lab.engine, lab.settings())
+    assert outcome.version == 2
+    assert "as version 1 takes no others" in outcome.reason or "predicts the same" in outcome.reason
+
+
+def test_names_of_columns_may_hold_anything(lab: Lab, name: str, tmp_path: Path) -> None:
+    rows = "".join(f"{n * 37 % 11},{n % 5},{n % 3 + n * 37 % 11}\n" for n in range(80))
+    (tmp_path / "t.csv").write_text("hours (per week) größe_€,cost_$_per_$ [kg] a[/b],y\n" + rows)
+    gates = {"expectations": [{"raise": "hours (per week) größe_€", "must": "not fall"}]}
+    data = {"csv": tmp_path / "t.csv", "target": "y"}
+    outcome = lab.outcome("student_exam", model=name, data=data, gates=gates)
+    assert outcome.promoted
+
+
 def test_what_did_not_change_can_be_left(lab: Lab, name: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y\n" + "".join(f"{n * 37 % 11},{n % 3}\n" for n in range(60)))
     datasets.load_csv(lab.engine, tmp_path / "t.csv", name)

@@ -8,7 +8,8 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -27,6 +28,8 @@ from labstack.store.database import Table, UtcDateTime, reading, writing
 
 BUNDLED = ROOT / "db" / "datasets"
 CHUNK_ROWS = 65_536
+EXACT = 2**53  # beyond, float64 does not hold every whole number
+NAMES = re.compile(r"_|(?:^|,)\s*[-+]?0\d")  # what no number is written with
 MAX_FAULTS = 100
 SMALL_ROWS = 512  # a chunk of fewer takes the next rows that are appended
 
@@ -119,7 +122,8 @@ def load_csv(engine: Engine, path: Path, name: str, append: bool = False) -> int
 
     Raises DatasetError for a file that is no table, and where the dataset is there, or is not, against expectation.
     """
-    description, parts = _read_csv(path)
+    known = summary(engine, name).columns if append else ()
+    description, parts = _read_csv(path, {column.name for column in known if column.type == "text"})
     columns = parts[0].columns
     now = datetime.now(UTC)
     with path.open("rb") as file:
@@ -182,7 +186,7 @@ def append(engine: Engine, name: str, records: Sequence[Mapping[str, Any]]) -> i
         faults = list(islice(_faults(records, columns), MAX_FAULTS))
         if faults:
             raise RowsError(f"Dataset {name!r} takes no such rows", faults)
-        cells = ([record[column.name] for record in records] for column in columns)
+        cells = ([_kept(record[column.name]) for record in records] for column in columns)
         arrays: tuple[Array, ...] = tuple(
             np.array(found, _dtype(column)) for found, column in zip(cells, columns, strict=True)
         )
@@ -242,10 +246,6 @@ class _Lines:
 
 def _csv(rows: Iterable[Iterable[object]]) -> Iterator[str]:
     return map(csv.writer(_Lines(), lineterminator="\n").writerow, rows)
-
-
-def _csv_rows(cells: Sequence[Array]) -> Iterator[str]:
-    return _csv(zip(*(map(_written, _values(array)) for array in cells), strict=True))
 
 
 def _written(cell: float | str | None) -> str:
@@ -354,29 +354,37 @@ def _faults(records: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> 
             if value is ...:
                 yield f"[{number}].{column.name}", "is not there; null stands for a missing value"
             elif value is not None and not _fits(value, column):
-                yield f"[{number}].{column.name}", f"is no {'finite number' if column.type == 'number' else 'text'}"
+                wanted = "finite number that is kept exactly" if column.type == "number" else "text"
+                yield f"[{number}].{column.name}", f"is no {wanted}"
         for name in record.keys() - names:
             yield f"[{number}].{name}", "is not a column of this dataset"
+
+
+def _kept(value: Any) -> Any:
+    """A cell as a file would bring it: an empty text is a missing value, and lines end in one way."""
+    return value.replace("\r\n", "\n").replace("\r", "\n") or None if isinstance(value, str) else value
 
 
 def _fits(value: object, column: Column) -> bool:
     if column.type == "text":
         return isinstance(value, str)
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e308
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= EXACT
+    return isinstance(value, float) and math.isfinite(value)
 
 
-def _read_csv(path: Path) -> tuple[str, list[Rows]]:
-    """The description and the typed rows of a CSV file, in chunks."""
+def _read_csv(path: Path, names: Set[str] = frozenset()) -> tuple[str, list[Rows]]:
+    """The description and the typed rows of a CSV file, in chunks; columns of these names are of text."""
     text: set[int] = set()  # the places of columns that are known to hold text
     try:
-        while (found := _parse(path, text)) is None:
+        while (found := _parse(path, text, names)) is None:
             pass  # what was taken for numbers in a first part of the file is text
         return found
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def _parse(path: Path, text: set[int]) -> tuple[str, list[Rows]] | None:
+def _parse(path: Path, text: set[int], names: Set[str]) -> tuple[str, list[Rows]] | None:
     """Read a file once; columns that turn out to be of text are added to `text`. None when one did so late."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         comments: list[str] = []
@@ -392,6 +400,7 @@ def _parse(path: Path, text: set[int]) -> tuple[str, list[Rows]] | None:
             header = [name.strip() for name in next(reader, [])]
             if header and ("" in header or len(set(header)) < len(header)):
                 raise DatasetError(f"{path}: every column needs a name of its own; the header is: {', '.join(header)}.")
+            text |= {place for place, name in enumerate(header) if name in names}
             rows = filter(None, reader)  # an empty line is no row
             while chunk := list(islice(rows, CHUNK_ROWS)):
                 if not {len(header)}.issuperset(map(len, chunk)):
@@ -428,12 +437,21 @@ def _convert(cells: Sequence[str], place: int, text: set[int]) -> Array:
 
 
 def _numbers(cells: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Finite numbers, NaN for an empty cell. Raises ValueError; Python's own `1_000`, `inf` and `nan` are text."""
+    """Finite numbers, NaN for an empty cell. Raises ValueError for text.
+
+    Python's own `1_000`, `inf` and `nan` are text, and so is what a number would not give back: `007`, and whole
+    numbers that float64 does not hold.
+    """
+    if NAMES.search(",".join(cells)):
+        raise ValueError(cells)
     try:
         numbers, missing = np.array(list(map(float, cells))), 0
     except ValueError:
         numbers = np.array([float(cell) if cell.strip() else math.nan for cell in cells])
         missing = sum(not cell.strip() for cell in cells)
-    if np.isfinite(numbers).sum() + missing < len(cells) or any("_" in cell for cell in cells):
+    if np.isfinite(numbers).sum() + missing < len(cells):
+        raise ValueError(cells)
+    large = np.flatnonzero(np.abs(numbers) > EXACT).tolist()
+    if any(cells[place].strip().lstrip("+-").isdecimal() for place in large):
         raise ValueError(cells)
     return numbers

@@ -87,11 +87,12 @@ def train(
 
     A PIPELINE is a name in src/pipelines or the path of a YAML file; without one, all in src/pipelines.
     """
-    from labstack.training import config, manifest, progress
+    from labstack.training import config, progress
     from labstack.training.train import Outcome
 
-    model, outcomes = "", []
-    with _told(lambda: f"Training{model} stopped: "):
+    model = ""
+    outcomes: list[Outcome] = []
+    with _told(lambda: f"Training{model} stopped: "), _closing(lab, outcomes, as_json):
         chosen = [config.read(name) for name in pipelines or config.names()]
         for _ in datasets.load_bundled(lab.engine):
             pass
@@ -118,13 +119,6 @@ def train(
                 )
             )
         model = ""
-        path = manifest.write(manifest.make(lab.client, lab.settings), lab.settings.lab_outputs)
-        progress.step("manifest", path=str(path))
-    if as_json:
-        _print_json([asdict(outcome) for outcome in outcomes])
-    else:
-        for outcome in outcomes:
-            click.echo(_sentence(outcome))
     if not all(outcome.passed for outcome in outcomes):
         sys.exit(NOT_PROMOTED)
 
@@ -346,6 +340,7 @@ def pipeline_check(lab: Lab, pipelines: tuple[str, ...]) -> None:
     """Check pipelines and the rows they name, and train nothing."""
     from labstack.training import config, progress
     from labstack.training import data as rows
+    from labstack.training.search import needs_search
 
     with _told():
         for _ in datasets.load_bundled(lab.engine):
@@ -355,7 +350,8 @@ def pipeline_check(lab: Lab, pipelines: tuple[str, ...]) -> None:
             table = rows.load(lab.engine, read)
             for remark in table.remarks:
                 progress.doubt(remark)
-            rows.folds(read, table)
+            if needs_search(read):
+                rows.folds(read, table)
             split = f"{len(table.train):,} rows to learn from, {len(table.test):,} held out"
             click.echo(f"{name} is in order: {len(table.columns)} features, {split}")
 
@@ -394,6 +390,23 @@ def _told(prefix: Callable[[], str] = lambda: "") -> Iterator[None]:
         sys.exit(0)
     except (LabError, OSError) as error:
         sys.exit(f"{prefix()}{error}")
+
+
+@contextmanager
+def _closing(lab: Lab, outcomes: list[Any], as_json: bool) -> Iterator[None]:
+    """Print what trainings came to, and write the manifest, also when a later one failed."""
+    from labstack.training import manifest, progress
+
+    try:
+        yield
+    finally:
+        if as_json:
+            _print_json([asdict(outcome) for outcome in outcomes])
+        for outcome in outcomes if not as_json else ():
+            click.echo(_sentence(outcome))
+        if outcomes:
+            path = manifest.write(manifest.make(lab.client, lab.settings), lab.settings.lab_outputs)
+            progress.step("manifest", path=str(path))
 
 
 def _approves(show: Callable[[list[Any]], None], gates: list[Any]) -> bool:

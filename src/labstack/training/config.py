@@ -38,6 +38,21 @@ class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-3 is a number, which YAML 1.1 takes for text."""
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping; YAML's own loader takes the last of two equal keys without a word."""
+    loader.flatten_mapping(node)
+    seen: set[object] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is said twice", key.start_mark)
+        seen.add(key.value)
+    try:
+        return dict(loader.construct_mapping(node, deep=True))
+    except (ValueError, TypeError) as error:
+        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
 )
@@ -74,6 +89,8 @@ class Data(Part):
             raise ValueError("one of dataset, csv, parquet and sql is needed, and no other beside it")
         if self.features is not None and self.target in self.features:
             raise ValueError(f"features: the target {self.target!r} cannot be a feature")
+        if self.features is not None and len(set(self.features)) < len(self.features):
+            raise ValueError("features: each is named once")
         return self
 
     def __str__(self) -> str:
@@ -112,8 +129,8 @@ class Preprocessing(Part):
 class Range(Part):
     """Numbers from low to high, both included; whole ones where both are."""
 
-    low: int | float
-    high: int | float
+    low: int | float = Field(allow_inf_nan=False)
+    high: int | float = Field(allow_inf_nan=False)
     log: bool = False
     step: int | float | None = Field(None, gt=0)
 
@@ -174,7 +191,7 @@ class Candidate(Part):
         module, _, name = self.estimator.rpartition(".")
         try:
             return getattr(importlib.import_module(module), name)(**self.params | (chosen or {}))
-        except TypeError as error:
+        except Exception as error:  # an estimator may refuse its parameters in any way
             raise ValueError(f"params: {error}") from error
 
 
@@ -271,7 +288,11 @@ class Pipeline(Part):
             raise ValueError("split.by: a regression has no classes to be stratified by")
         for number, candidate in enumerate(self.candidates):
             estimator = candidate.make()
-            if not (is_classifier(estimator) if classifies else is_regressor(estimator)):
+            try:
+                fits = is_classifier(estimator) if classifies else is_regressor(estimator)
+            except Exception as error:  # one that asks another, which is none
+                raise ValueError(f"candidates.{number}.params: {error}") from error
+            if not fits:
                 raise ValueError(f"candidates.{number}.estimator: {candidate.estimator} does not do {self.task}")
             if self.metric in OF_PROBABILITIES and not hasattr(estimator, "predict_proba"):
                 raise ValueError(
@@ -313,8 +334,12 @@ def read(name: str) -> Pipeline:
         ) from error
     try:
         pipeline = Pipeline.model_validate(yaml.load(text, _Loader))  # noqa: S506  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise PipelineError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except yaml.YAMLError as error:  # whose own text quotes the file, which may hold a password
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise PipelineError(f"{path}{place} is not YAML: {problem or 'it cannot be read'}.") from None
+    except RecursionError as error:
+        raise PipelineError(f"{path} is not YAML: its parts lie too deep in each other.") from error
     except ValidationError as error:
         raise PipelineError(f"{path}: {'; '.join(dict.fromkeys(map(_told, error.errors())))}") from error
     tables = {kind: path.parent / table for kind in ("csv", "parquet") if (table := getattr(pipeline.data, kind))}

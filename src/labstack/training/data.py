@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.model_selection import (
     GroupKFold,
     GroupShuffleSplit,
@@ -18,15 +19,17 @@ from sklearn.model_selection import (
     train_test_split,
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from labstack.contract import Matrix
+from labstack.contract import LARGEST, Matrix
 from labstack.errors import LabError
 from labstack.store import datasets
 from labstack.training.config import Data, Pipeline, Sql
 
 MAX_CATEGORIES = 1000
+EXACT = 2**53  # beyond, float64 does not hold every whole number
+ENCODED_BYTES = 2 << 30  # at most, of all rows with their categories one-hot
 LEAK_ROWS = 5000  # that are looked at for a leak
 Indices = npt.NDArray[np.intp]
 
@@ -83,9 +86,15 @@ def load(engine: Engine, pipeline: Pipeline) -> Table:
     frame = rows[[column.name for column in columns]]
     matrix = _coded(frame, columns)
     others = rows.drop(columns=[*frame.columns, pipeline.data.target])
+    for wish in pipeline.gates.expectations:
+        if wish.class_ is not None and wish.class_ not in set(target):
+            there = ", ".join(sorted(set(target))[:10])
+            raise DataError(f"gates.expectations: the target has no class {wish.class_!r}; it has: {there}.")
     train, test = _split(pipeline, rows, target)
     remarks += _doubts(columns, matrix, target, train, test, pipeline)
-    return Table(columns, frame, matrix, target, others, train, test, _digest(frame, target), tuple(remarks))
+    used = [name for name in (pipeline.split.column, *(one.column for one in pipeline.gates.slices)) if name in others]
+    digest = _digest(frame.join(others[used]) if used else frame, target)
+    return Table(columns, frame, matrix, target, others, train, test, digest, tuple(remarks))
 
 
 def folds(pipeline: Pipeline, table: Table) -> list[tuple[Indices, Indices]]:
@@ -122,9 +131,12 @@ def _read(engine: Engine, pipeline: Pipeline) -> pd.DataFrame:
         return pd.DataFrame(dict(zip(names, rows.cells, strict=True)), copy=False)
     try:
         found = _query(source.sql) if source.sql else pd.read_parquet(str(source.parquet))
-    except (OSError, ValueError, ImportError, SQLAlchemyError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # drivers and readers fail in many ways
         reason = getattr(error, "orig", None) or error
         raise DataError(f"{_capital(source)} cannot be read: {' '.join(str(reason).split())}") from error
+    found = found.reset_index(drop=list(found.index.names) == [None])  # a named one is a column that somebody meant
     if not found.columns.is_unique:
         double = found.columns[found.columns.duplicated()].unique()
         raise DataError(f"Every column needs a name of its own; these come twice: {', '.join(map(str, double))}.")
@@ -132,7 +144,15 @@ def _read(engine: Engine, pipeline: Pipeline) -> pd.DataFrame:
 
 
 def _query(sql: Sql) -> pd.DataFrame:
-    engine = create_engine(os.path.expandvars(sql.url))
+    try:
+        given = make_url(sql.url)
+        parts = ("username", "password", "host", "database")
+        known = {part: os.path.expandvars(value) for part in parts if (value := getattr(given, part))}
+        engine = create_engine(given.set(**known))
+    except ImportError as error:
+        raise DataError(f"data.sql.url: the driver of this database is not installed: {error}") from error
+    except (SQLAlchemyError, ValueError):  # whose text may hold a part of a password
+        raise DataError("data.sql.url: this is no URL of a database, such as sqlite:///path/to/file.db") from None
     try:
         with engine.connect() as connection:
             return pd.read_sql_query(text(sql.query), connection)
@@ -144,6 +164,10 @@ def _typed(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """A column of whatever type as numbers, text or moments."""
     if pd.api.types.is_datetime64_any_dtype(column):
         return column
+    if pd.api.types.is_integer_dtype(column) and (column.abs() > EXACT).any():
+        column = column.astype(object)  # numbers that are names: float64 would mix them up
+        cells = [None if pd.isna(cell) else str(cell) for cell in column]
+        return pd.Series(np.array(cells, object))
     if pd.api.types.is_numeric_dtype(column):  # booleans too, as 0 and 1
         return column.astype("Float64").astype(np.float64) if column.hasnans else column.astype(np.float64)
     there = column.notna()
@@ -172,11 +196,16 @@ def _chosen(rows: pd.DataFrame, pipeline: Pipeline, remarks: list[str]) -> tuple
             raise DataError(
                 f"{place}: {_capital(data)} has no column {', '.join(map(repr, unknown))}; it has: {there}."
             )
+    if data.target in (pipeline.split.column, *(one.column for one in gates.slices)):
+        raise DataError(f"The target {data.target!r} can neither split the rows nor slice them.")
     if data.filter is not None:
         try:
-            rows = rows.query(data.filter)
+            meant = rows.eval(data.filter)
         except Exception as error:  # an expression may fail in any way
             raise DataError(f"data.filter: {data.filter!r} cannot be asked of the rows: {error}") from error
+        if not (isinstance(meant, pd.Series) and meant.dtype == bool):
+            raise DataError(f"data.filter: {data.filter!r} is no condition, such as age >= 18.")
+        rows = rows[meant]
     features = list(data.features or (str(name) for name in rows if name not in (data.target, pipeline.split.column)))
     features = [name for name in features if name not in data.drop]
     if not features:
@@ -191,12 +220,24 @@ def _chosen(rows: pd.DataFrame, pipeline: Pipeline, remarks: list[str]) -> tuple
             remarks.append(f"{count:,} rows have {what}, and are left out")
     rows = rows[~(empty | unknown_target)].reset_index(drop=True)
     if pipeline.split.by == "time":
+        rows[pipeline.split.column] = _moments(rows[pipeline.split.column])
         rows = rows.sort_values(str(pipeline.split.column), kind="stable", ignore_index=True)
     if pipeline.split.column and rows[pipeline.split.column].isna().any():
         raise DataError(f"split.column: {pipeline.split.column!r} has missing values.")
     if rows.empty:
         raise DataError(f"{_capital(data)} has no rows to learn from.")
     return rows, features
+
+
+def _moments(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """What rows are ordered by: numbers or moments. Raises DataError for other text than dates of ISO 8601."""
+    if column.dtype != object:
+        return column
+    found = pd.to_datetime(column, format="ISO8601", errors="coerce", utc=True)
+    strange = column[found.isna() & column.notna()]
+    if len(strange):
+        raise DataError(f"split.column: {column.name!r} holds {strange.iloc[0]!r}, which is no date as 2026-01-31 is.")
+    return found
 
 
 def _checked(rows: pd.DataFrame, names: list[str], pipeline: Pipeline, remarks: list[str]) -> list[str]:
@@ -214,13 +255,22 @@ def _checked(rows: pd.DataFrame, names: list[str], pipeline: Pipeline, remarks: 
             faults += _text_faults(known)
             kept.append(name)
         else:
-            if np.isinf(known).any():
-                faults.append(f"{name!r} holds infinite numbers")
-            if len(known) > 10 and (np.diff(known) == 1).all():
+            if (known.abs() > LARGEST).any():
+                faults.append(f"{name!r} holds numbers beyond {LARGEST:g}, which no prediction takes")
+            if len(known) > 10 and known.nunique() == len(known) == np.ptp(known) + 1:
                 remarks.append(f"{name!r} counts the rows and looks like an id; data.drop leaves it out")
             kept.append(name)
     if faults:
         raise DataError(f"{_capital(pipeline.data)} cannot be learnt from: {'; '.join(faults)}.")
+    for wish in pipeline.gates.expectations:
+        if wish.feature not in kept:
+            raise DataError(f"gates.expectations: {wish.feature!r} teaches nothing, and is no feature.")
+    width = sum(rows[name].nunique() for name in kept if rows[name].dtype == object)
+    if pipeline.preprocessing.encode == "one_hot" and width * len(rows) * 8 > ENCODED_BYTES:
+        raise DataError(
+            f"{width:,} categories in {len(rows):,} rows are too many to be one-hot encoded; say preprocessing.encode: "
+            "ordinal, or leave columns out with data.drop."
+        )
     if not kept:
         raise DataError(f"{_capital(pipeline.data)} has no feature that teaches anything: {'; '.join(remarks)}.")
     return kept
@@ -233,8 +283,8 @@ def _text_faults(known: "pd.Series[Any]") -> Iterator[str]:
     if 0.8 <= numbers.notna().mean() < 1:
         strange = ", ".join(map(repr, known[numbers.isna()].unique()[:3]))
         yield f"{name!r} holds numbers, but for {numbers.isna().sum():,} cells such as {strange}"
-    elif different == len(known) > 10:
-        yield f"{name!r} is another text in every row, as an id is; leave it out with data.drop"
+    elif different == len(known) > 10 or different > max(0.9 * len(known), 50):
+        yield f"{name!r} is another text in nearly every row, as an id is; leave it out with data.drop"
     elif different > MAX_CATEGORIES:
         yield f"{name!r} has {different:,} categories, more than {MAX_CATEGORIES:,}; leave it out with data.drop"
 
@@ -312,7 +362,7 @@ def _doubts(
 ) -> Iterator[str]:
     """What does not stop a training, and yet people should know of their table."""
     seen: dict[bytes, str] = {}
-    sample = train[:LEAK_ROWS]
+    sample = np.random.default_rng(0).permutation(train)[:LEAK_ROWS]
     for place, column in enumerate(columns):
         values = matrix[:, place]
         key = hashlib.sha256(values.tobytes()).digest()
@@ -324,26 +374,35 @@ def _doubts(
             names = [column.categories[int(code)] for code in sorted(code for code in new if code == code)]
             if names:
                 yield f"{column.name!r} has categories that only held-out rows hold: {', '.join(names[:5])}"
-        if _tells(values[sample], target[sample], pipeline.task):
+        if _tells(values[sample], target[sample], pipeline.task, bool(column.categories)):
             yield f"{column.name!r} alone tells the target: is it known before the prediction is made, or a leak?"
 
 
-def _tells(values: Matrix, target: npt.NDArray[Any], task: str) -> bool:
+def _tells(values: Matrix, target: npt.NDArray[Any], task: str, is_category: bool) -> bool:
     """Whether one feature alone decides the target: a small tree of it makes no error, or nearly none."""
-    if len(values) < 20:
+    if len(values) < 20 or len(np.unique(target)) < 2:
         return False
-    if task == "classification":
+    if is_category:  # told by the most frequent class, or the mean, of each category
+        if len(np.unique(values)) > len(values) / 10:
+            return False
+        groups = pd.Series(target).groupby(pd.Series(values).fillna(-1))
+        told = groups.transform(lambda of: of.mode().iloc[0] if task == "classification" else of.mean()).to_numpy()
+    elif task == "classification":
         leaves = len(np.unique(target))
-        tree: Any = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0)
-        return bool(tree.fit(values[:, None], target).score(values[:, None], target) > 0.999)
-    known = ~np.isnan(values)
-    if known.sum() < 20 or np.ptp(values[known]) == 0 or np.ptp(target[known]) == 0:
-        return False
-    if abs(np.corrcoef(values[known], target[known])[0, 1]) > 0.9999:
-        return True
-    half = len(values) // 2
-    tree = DecisionTreeRegressor(min_samples_leaf=5, random_state=0).fit(values[:half, None], target[:half])
-    return bool(tree.score(values[half:, None], target[half:]) > 0.999)
+        tree: Any = DecisionTreeClassifier(max_leaf_nodes=leaves, class_weight="balanced", random_state=0)
+        told = tree.fit(values[:, None], target).predict(values[:, None])
+    else:
+        known = ~np.isnan(values)
+        if known.sum() < 20 or np.ptp(values[known]) == 0 or np.ptp(target[known]) == 0:
+            return False
+        if abs(np.corrcoef(values[known], target[known])[0, 1]) > 0.9999:
+            return True
+        half = len(values) // 2
+        tree = DecisionTreeRegressor(min_samples_leaf=5, random_state=0).fit(values[:half, None], target[:half])
+        values, target = values[half:], target[half:]
+        told = tree.predict(values[:, None])
+    score = balanced_accuracy_score if task == "classification" else r2_score
+    return bool(score(target, told) > 0.999)
 
 
 def _digest(frame: pd.DataFrame, target: npt.NDArray[Any]) -> str:

@@ -1,5 +1,7 @@
 """A look at a table: what its columns hold, and the first draft of a pipeline file."""
 
+import json
+import re
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,8 @@ gates:
 approval: auto # or ask, or manual
 """
 
+DROP = "\n  drop: {names} # they look like ids, or hold one value"
+
 CLASSIFIERS = """\
   - estimator: sklearn.linear_model.LogisticRegression
     params: {max_iter: 1000}
@@ -65,17 +69,23 @@ def write(engine: Engine, dataset: str, target: str, model: str | None) -> str:
     fewest = int(known.value_counts().min()) if classifies and len(known) else len(known)
     return TEXT.format(
         question=f"What is {target}?" if classifies else f"How much is {target}?",
-        model=model or dataset,
+        model=model or _name(dataset),
         task="classification" if classifies else "regression",
-        dataset=dataset,
-        target=target,
-        drop=f"\n  drop: [{', '.join(drop)}] # they look like ids, or hold one value" if drop else "",
+        dataset=json.dumps(dataset, ensure_ascii=False),
+        target=json.dumps(target, ensure_ascii=False),
+        drop=DROP.format(names=json.dumps(drop, ensure_ascii=False)) if drop else "",
         split="stratified" if classifies else "random",
         folds=max(2, min(5, fewest * 3 // 4)),
         candidates=CLASSIFIERS if classifies else REGRESSORS,
         metric="accuracy" if classifies else "rmse",
         limit=0.8 if classifies else round(float(np.std(known.to_numpy(float))) / 2, 4),
     )
+
+
+def _name(dataset: str) -> str:
+    """A model's name after a dataset's."""
+    name = re.sub(r"\W+", "_", dataset, flags=re.ASCII).strip("_")[:64]
+    return name if name[:1].isalpha() else f"model_{name}"[:64]
 
 
 def describe(rows: Rows) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ matplotlib.use("Agg")  # no screen
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 from sklearn import metrics
@@ -20,6 +21,8 @@ from sklearn.inspection import permutation_importance
 from labstack.contract import Matrix
 from labstack.training.config import METRICS, OF_PROBABILITIES, Pipeline
 from labstack.training.data import Indices, Table
+
+matplotlib.rcParams["text.parse_math"] = False  # a column's name may hold a $
 
 RESAMPLES = 200
 LEVEL = 0.95
@@ -60,10 +63,10 @@ def score(pipeline: Pipeline, estimator: Any, matrix: Matrix, target: Target) ->
 
 def agree(one: Predicted, other: Predicted | None) -> bool:
     """Whether two versions predict the same of the same rows, but for rounding."""
-    if other is None or one.classes != other.classes:
+    if other is None or one.classes != other.classes or len(one.outputs) != len(other.outputs):
         return False
     if not one.classes:
-        return np.allclose(one.outputs, other.outputs, rtol=1e-9)
+        return np.allclose(one.outputs, other.outputs, rtol=1e-9, atol=0)
     if not np.array_equal(one.outputs, other.outputs):
         return False
     if one.probabilities is None or other.probabilities is None:
@@ -114,7 +117,7 @@ class Scorer:
         if metric == "log_loss":
             return float(self._surprise[chosen].mean())
         if metric == "roc_auc":
-            return self._roc_auc(chosen[:RANKED_ROWS])
+            return self._roc_auc(chosen if rows is None else chosen[:RANKED_ROWS])
         count = len(self._classes)
         confusion = np.bincount(self._cells[chosen], minlength=count**2).reshape(count, count)
         right, actual, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
@@ -144,11 +147,17 @@ def _auc(is_one: npt.NDArray[np.bool_], scores: Matrix) -> float:
     return float((rankdata(scores)[is_one].sum() - ones * (ones + 1) / 2) / (ones * (len(is_one) - ones)))
 
 
-def resamples(rows: int, seed: int) -> Iterator[Indices]:
-    """Bootstrap samples of so many rows (Efron, 1979)."""
+def resamples(rows: int, seed: int, groups: npt.NDArray[Any] | None = None) -> Iterator[Indices]:
+    """Bootstrap samples of so many rows (Efron, 1979); of whole groups, where rows belong together."""
     random = np.random.default_rng(seed)
+    if groups is None:
+        for _ in range(RESAMPLES):
+            yield random.integers(0, rows, rows)
+        return
+    order = np.argsort(groups, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
     for _ in range(RESAMPLES):
-        yield random.integers(0, rows, rows)
+        yield np.concatenate([parts[drawn] for drawn in random.integers(0, len(parts), len(parts))])
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -160,10 +169,17 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def intervals(scorer: Scorer, seed: int) -> dict[str, tuple[float, float]]:
+def groups_of(pipeline: Pipeline, table: Table) -> npt.NDArray[Any] | None:
+    """The group of each held-out row, as a number; None where rows stand for themselves."""
+    if pipeline.split_by != "group":
+        return None
+    return pd.factorize(table.column(str(pipeline.split.column)).iloc[table.test])[0]
+
+
+def intervals(scorer: Scorer, seed: int, groups: npt.NDArray[Any] | None = None) -> dict[str, tuple[float, float]]:
     """The bootstrap interval of every metric."""
     found: dict[str, list[float]] = {name: [] for name in scorer.names}
-    for rows in resamples(scorer.rows, seed):
+    for rows in resamples(scorer.rows, seed, groups):
         for name, values in found.items():
             values.append(scorer(name, rows))
     return {name: interval(values) for name, values in found.items()}

@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ import onnxruntime
 
 from labstack.contract import Contract, Matrix
 from labstack.training.config import METRICS, Expectation, Pipeline, Slice
-from labstack.training.data import Table
-from labstack.training.evaluate import Predicted, Scorer, interval, predict, resamples
+from labstack.training.data import Indices, Table
+from labstack.training.evaluate import Predicted, Scorer, groups_of, interval, predict, resamples
 from labstack.training.onnx_export import TOLERANCE
 from labstack.training.package import Package
 from labstack.training.search import Found
@@ -37,11 +37,13 @@ class Gate:
 class Production:
     """Today's production version: its number, its contract, and what it predicts of the same held-out rows.
 
-    `predicted` is None where it cannot, with the reason in `why`; `doubt` says what is unfair to the candidate.
+    `rows` are the places, among the held-out rows, of those that it takes. `predicted` is None where it takes none,
+    with the reason in `why`; `doubt` says what is unfair to the candidate.
     """
 
     number: int
     contract: Contract
+    rows: Indices
     predicted: Predicted | None
     why: str = ""
     doubt: str = ""
@@ -73,8 +75,17 @@ def judge(
     found += [_expectation(one, table, package.core) for one in pipeline.gates.expectations]
     found += [_parity(pipeline, package), _latency(pipeline, table, package)]
     if production is not None:
-        found += [_schema(pipeline, package.contract, production), not_worse(pipeline, table, scorer, production)]
-    return found
+        found += beside(pipeline, table, package, scorer, production)
+    names = [gate.name for gate in found]
+    return [
+        replace(gate, name=f"{gate.name} {names[: place + 1].count(gate.name)}") if names.count(gate.name) > 1 else gate
+        for place, gate in enumerate(found)
+    ]
+
+
+def beside(pipeline: Pipeline, table: Table, package: Package, scorer: Scorer, production: Production) -> list[Gate]:
+    """The verdicts that depend on what is in production."""
+    return [_schema(pipeline, package.contract, production), not_worse(pipeline, table, scorer, production)]
 
 
 def not_worse(pipeline: Pipeline, table: Table, scorer: Scorer, production: Production) -> Gate:
@@ -85,13 +96,15 @@ def not_worse(pipeline: Pipeline, table: Table, scorer: Scorer, production: Prod
     metric, other = pipeline.metric, f"version {production.number}"
     if production.predicted is None:
         return Gate("production", False, f"{production.why}, so the two cannot be compared")
-    theirs = Scorer(pipeline.task, table.target[table.test], production.predicted)
+    both = production.rows
+    theirs = Scorer(pipeline.task, table.target[table.test][both], production.predicted)
     if metric not in theirs.names:
         return Gate("production", False, f"{other} gives no {metric}, so the two cannot be compared")
     sign = 1 if pipeline.more_is_better else -1
-    mine, its = scorer(metric), theirs(metric)
-    samples = resamples(scorer.rows, pipeline.split.seed)
-    drawn = [sign * (scorer(metric, rows) - theirs(metric, rows)) for rows in samples]
+    mine, its = scorer(metric, None if len(both) == scorer.rows else both), theirs(metric)
+    groups = groups_of(pipeline, table)
+    samples = resamples(len(both), pipeline.split.seed, None if groups is None else groups[both])
+    drawn = [sign * (scorer(metric, both[rows]) - theirs(metric, rows)) for rows in samples]
     low, high = interval(drawn)
     better = 0.0 if math.isclose(mine, its, rel_tol=1e-9) else sign * (mine - its)  # the same, but for rounding
     passed = better >= 0 or low >= -pipeline.gates.margin
@@ -99,6 +112,8 @@ def not_worse(pipeline: Pipeline, table: Table, scorer: Scorer, production: Prod
     said = f"{metric} {mine:.4f} is {word} {its:.4f} of {other}, by {better:+.4f} [{low:+.4f}, {high:+.4f}]"
     if better < 0:
         said += f", {'within' if passed else 'beyond'} the margin of {pipeline.gates.margin:g}"
+    if len(both) < scorer.rows:
+        said += f"; on {len(both):,} of {scorer.rows:,} rows, as {other} takes no others"
     said += f"; {production.doubt}" if production.doubt else ""
     figures = {"candidate": mine, "production": its, "difference": better, "low": low, "high": high}
     return Gate("production", passed, said, figures)
@@ -128,24 +143,28 @@ def _slices(pipeline: Pipeline, table: Table, scorer: Scorer) -> Iterator[Gate]:
 
 def _slice(pipeline: Pipeline, table: Table, scorer: Scorer, one: Slice) -> Gate:
     """The metric of every group of held-out rows that is large enough."""
-    metric = one.metric or pipeline.metric
+    metric, name = one.metric or pipeline.metric, f"slice {one.column}"
+    if metric not in scorer.names:
+        return Gate(name, False, f"the estimator gives no {metric}")
     groups = table.column(one.column).iloc[table.test]
     figures: dict[str, float] = {}
     failed = []
     small = 0
     for value in groups.dropna().unique():
         rows = np.flatnonzero(groups == value)
-        if len(rows) < one.min_rows:
+        score = scorer(metric, rows) if len(rows) >= one.min_rows else math.nan
+        if math.isnan(score):
             small += 1
             continue
-        figures[str(value)] = score = scorer(metric, rows)
+        figures[str(value)] = score
         if not _holds(pipeline.task, metric, score, one.limit)[0]:
             failed.append(f"{score:.4f} of {one.column} {value}")
-    name = f"slice {one.column}"
-    note = f"; {small} groups have fewer than {one.min_rows} rows" if small else ""
+    note = f"; {small} groups have fewer than {one.min_rows} rows, or one class" if small else ""
     if failed:
         return Gate(name, False, f"{metric} is beyond {one.limit:g}: {', '.join(failed)}{note}", figures)
-    worst = (min if METRICS[pipeline.task][metric] else max)(figures.values(), default=float("nan"))
+    if not figures:
+        return Gate(name, True, f"no group has {one.min_rows} rows, so that nothing can be said")
+    worst = (min if METRICS[pipeline.task][metric] else max)(figures.values())
     said = f"{metric} of the worst of {len(figures)} groups is {worst:.4f}, within {one.limit:g}{note}"
     return Gate(name, True, said, figures)
 
@@ -158,6 +177,8 @@ def _expectation(one: Expectation, table: Table, core: Any) -> Gate:
     if bool(column.categories) != (one.swap is not None):
         kind, verb = ("a category", "swap") if column.categories else ("a number", "raise")
         return Gate(name, False, f"{one.feature} is {kind}: {verb} it")
+    if one.class_ is not None and not hasattr(core, "predict_proba"):
+        return Gate(name, False, "the estimator gives no probabilities")
     rows = table.matrix[table.test[:EXPECTED_ROWS]]
     if column.categories:
         wrong = np.zeros(len(rows), bool)
@@ -193,7 +214,7 @@ def _wrong(one: Expectation, core: Any, before: Matrix, after: Matrix) -> npt.ND
 
 def _value(one: Expectation, predicted: Predicted) -> npt.NDArray[Any]:
     """What of a prediction is looked at: the number, the class's probability or, where none is named, the label."""
-    if one.class_ is not None and one.class_ in predicted.classes and predicted.probabilities is not None:
+    if one.class_ is not None and predicted.probabilities is not None:
         return predicted.probabilities[:, predicted.classes.index(one.class_)]
     return predicted.outputs
 

@@ -1,6 +1,7 @@
 """The manifest: what is in production and how to serve it, for whoever deploys it. The same lab makes the same text."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -89,9 +90,11 @@ def write(manifest: Manifest, folder: Path) -> Path:
     """Write a manifest into a folder, whole or not at all; its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    part = path.with_suffix(".part")
-    part.write_text(text(manifest), encoding="utf-8")
-    return part.replace(path)
+    descriptor, part = tempfile.mkstemp(dir=folder, prefix=".manifest-")  # two trainings may write at once
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text(manifest))
+    Path(part).chmod(0o664)
+    return Path(part).replace(path)
 
 
 def text(manifest: Manifest) -> str:

@@ -75,7 +75,8 @@ def reference_of_names(values: Sequence[Any] | npt.NDArray[Any], names: Sequence
 
 def _contract(pipeline: Pipeline, table: Table, core: SklearnPipeline, onnx: Export | None) -> Contract:
     learnt = table.matrix[table.train]
-    outputs = core.predict(learnt)
+    first_output = core.predict(learnt[:1])[0]
+    outputs = core.predict(table.matrix[table.test])  # of rows it did not learn from, as those that will come
     classes = tuple(map(str, core.classes_)) if pipeline.task == "classification" else ()
     first = table.frame.iloc[table.train[0]]
     return Contract(
@@ -85,7 +86,7 @@ def _contract(pipeline: Pipeline, table: Table, core: SklearnPipeline, onnx: Exp
         classes=classes,
         sample=Sample(
             input={name: None if first[name] != first[name] else first[name] for name in table.frame},
-            output=str(outputs[0]) if classes else float(outputs[0]),
+            output=str(first_output) if classes else float(first_output),
         ),
         onnx=onnx and Onnx(sha256=hashlib.sha256(onnx.model).hexdigest(), form=onnx.form, parity=onnx.parity),
         reference=reference_of_names(outputs.astype(str), classes) if classes else reference_of_numbers(outputs),

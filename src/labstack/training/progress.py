@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import structlog
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -24,7 +25,7 @@ def watched() -> bool:
 def step(message: str, **figures: object) -> None:
     """Say that a step is done."""
     if watched():
-        said = "  ".join(f"[dim]{name}[/] {_short(value)}" for name, value in figures.items())
+        said = "  ".join(f"[dim]{name}[/] {escape(_short(value))}" for name, value in figures.items())
         console.print(f"[green]✓[/] {message}  {said}")
     else:
         log.info(message, **figures)
@@ -33,7 +34,7 @@ def step(message: str, **figures: object) -> None:
 def doubt(remark: str) -> None:
     """Say what somebody should look at."""
     if watched():
-        console.print(f"[yellow]![/] {remark}", markup=True)
+        console.print(f"[yellow]![/] {escape(remark)}")
     else:
         log.warning(remark)
 
@@ -72,7 +73,7 @@ def verdicts(gates: list[Gate]) -> None:
         return
     table = Table("", "gate", "verdict", box=None, pad_edge=False)
     for gate in gates:
-        table.add_row("[green]✓[/]" if gate.passed else "[red]✗[/]", gate.name, gate.said)
+        table.add_row("[green]✓[/]" if gate.passed else "[red]✗[/]", escape(gate.name), escape(gate.said))
     console.print(table)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import requests
 
 from labstack import contract, registry, serialization
@@ -59,13 +60,22 @@ def production(pipeline: Pipeline, client: MlflowRest, table: Table) -> Producti
         held_out = table.test
         names = [feature.name for feature in incumbent.contract.features]
         known = {*table.frame, *table.others}
+        nothing = np.empty(0, np.intp)
         if missing := [name for name in names if name not in known]:
             why = f"version {number} takes {', '.join(missing)} too, which these rows do not hold"
-            return Production(number, incumbent.contract, None, why)
+            return Production(number, incumbent.contract, nothing, None, why)
         rows = table.frame.join(table.others).iloc[held_out][names]
-        predicted = evaluate.predict(serialization.load(incumbent.folder), rows)
+        gaps = [feature.name for feature in incumbent.contract.features if not feature.missing]
+        taken = np.flatnonzero(~rows[gaps].isna().any(axis=1))
+        try:
+            if not len(taken):
+                raise ValueError("it takes none of these rows, which have missing values")
+            predicted = evaluate.predict(serialization.load(incumbent.folder), rows.iloc[taken])
+        except (TypeError, ValueError) as error:
+            why = f"version {number} does not predict these rows: {error}"
+            return Production(number, incumbent.contract, nothing, None, why)
         doubt = "" if _held_back(pipeline, client, incumbent, table) else "it may have learnt from some of these rows"
-        return Production(number, incumbent.contract, predicted, doubt=doubt)
+        return Production(number, incumbent.contract, taken, predicted, doubt=doubt)
 
 
 def split_params(pipeline: Pipeline, table: Table) -> dict[str, str]:
@@ -73,7 +83,7 @@ def split_params(pipeline: Pipeline, table: Table) -> dict[str, str]:
     return {
         "data": str(pipeline.data),
         "data_digest": table.digest,
-        "split": pipeline.split_by,
+        "split": " ".join(filter(None, (pipeline.split_by, pipeline.split.column))),
         "seed": str(pipeline.split.seed),
         "test_fraction": str(pipeline.split.test_fraction),
     }

@@ -7,6 +7,7 @@ the same rows and pipeline, in whatever process or container, share theirs. Who 
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -82,9 +83,7 @@ def search(pipeline: Pipeline, table: Table, url: str, name: str, watch: Callabl
     try:
         study = _create(pipeline, url, name)
         before = len(study.get_trials(deepcopy=False, states=FINISHED))
-        if not before:
-            for place in range(len(pipeline.candidates)):
-                study.enqueue_trial({"candidate": place}, skip_if_exists=True)
+        _enqueue(study, len(pipeline.candidates))
         rows = table.matrix[table.train], table.target[table.train]
         deadline = time.time() + (pipeline.search.seconds or float("inf"))
         run = Parallel(n_jobs=min(pipeline.search.processes, total), return_as="generator_unordered")
@@ -92,10 +91,21 @@ def search(pipeline: Pipeline, table: Table, url: str, name: str, watch: Callabl
         jobs = (delayed(_trial)(pipeline, table.columns, *rows, folds, url, name, seed, deadline) for seed in seeds)
         _watch(pipeline, study, run(jobs), watch, total)
         return _best(pipeline, study)
+    except BrokenProcessPool as error:
+        text = "A process of the search was ended, as for want of memory; fewer search.processes need less."
+        raise SearchError(text) from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
         reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
         raise SearchError(f"The trials cannot be kept in SEARCH_DATABASE_URL: {reason}") from error
+
+
+def _enqueue(study: optuna.Study, candidates: int) -> None:
+    """Have each candidate tried that no trial tried to its end, and none is about to; killed ones stay "running"."""
+    known = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.WAITING))
+    fixed = [trial.params | trial.system_attrs.get("fixed_params", {}) for trial in known]
+    for place in set(range(candidates)) - {params.get("candidate") for params in fixed}:
+        study.enqueue_trial({"candidate": place})
 
 
 def _total(pipeline: Pipeline) -> int:
@@ -131,7 +141,13 @@ def _best(pipeline: Pipeline, study: optuna.Study) -> Found:
 
 def _create(pipeline: Pipeline, url: str, name: str) -> optuna.Study:
     """The study, made unless there is one. Two processes that make the first tables at once: one is asked again."""
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect().import_dbapi()
+    except ImportError as error:
+        raise SearchError(f"SEARCH_DATABASE_URL: the driver of this database is not installed: {error}") from error
+    except (SQLAlchemyError, ValueError):  # whose text may hold a part of a password
+        raise SearchError("SEARCH_DATABASE_URL is no URL of a database, such as sqlite:///path/to/file.db") from None
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(5):
@@ -195,7 +211,7 @@ def _trial(
         value = _cross_validate(pipeline, columns, matrix, target, folds, trial)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
-    except (TypeError, ValueError) as error:  # parameters that do not go together, as scikit-learn says
+    except Exception as error:  # parameters that do not go together; estimators say so in many ways
         trial.set_user_attr("error", " ".join(str(error).split())[:500])
         study.tell(trial, state=TrialState.PRUNED)  # of the states that one from which the sampler learns
     else:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import mlflow
+import requests
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric, Param
@@ -20,7 +21,7 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.models import infer_signature
 
 from labstack.contract import FILE_NAME, ONNX_FILE_NAME
-from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError
+from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryFailedError, RegistryUnreachableError
 from labstack.settings import ROOT
 from labstack.training import progress, promotion
 from labstack.training.config import Pipeline
@@ -57,6 +58,11 @@ def explained(client: MlflowRest) -> Iterator[None]:
         if "API request to" in error.message:
             raise RegistryUnreachableError(client.shown_url) from error
         raise RegistryError(error.message) from error
+    except requests.RequestException as error:  # as MLflow hands on what comes of artifacts
+        if error.response is None:
+            raise RegistryUnreachableError(client.shown_url) from error
+        said = f"The MLflow server at {client.shown_url} refuses an artifact, with status {error.response.status_code}."
+        raise RegistryFailedError(said) from error
 
 
 @contextmanager
@@ -107,8 +113,9 @@ def trials(client: MlflowClient, pipeline: Pipeline, parent: str) -> Iterator[Ca
             logged.append(beside.submit(_log_trial, client, pipeline, experiment, parent, trial))
 
         yield watch
-    for one in logged:
-        one.result()
+    lost = sum(one.exception() is not None for one in logged)
+    if lost:  # they lie in the search's own database, and the training goes on
+        progress.doubt(f"{lost} of {len(logged)} trials could not be logged")
 
 
 def _log_trial(client: MlflowClient, pipeline: Pipeline, experiment: str, parent: str, trial: Trial) -> None:

@@ -7,9 +7,12 @@ in `registry`.
 
 import hashlib
 import json
+import math
+import re
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,8 @@ from labstack.training.promotion import FAILED, GATE_TAG, GATES_TAG, PASSED, Tra
 from labstack.training.search import Found, search
 
 FINGERPRINT_TAG = "labstack.fingerprint"
+DECISION_TAG = "labstack.decision"  # what became of a version; without one its training was ended before
+OF_PRODUCTION = ("schema", "production")  # the gates whose verdicts depend on what is in production
 TAG_CHARACTERS = 4900  # of 5,000 that MLflow keeps of a tag
 
 
@@ -75,8 +80,9 @@ def train(
     if same is not None:
         progress.step("unchanged", model=pipeline.model, version=same)
         if if_changed:
+            passed = client.version(pipeline.model, same).tags.get(GATES_TAG) == PASSED
             reason = f"rows, pipeline and code are those of version {same}"
-            return Outcome(pipeline.model, same, None, {}, True, False, reason)
+            return Outcome(pipeline.model, same, None, {}, passed, False, reason)
     with (
         tracking.connect(client) as mlflow_client,
         tracking.run(mlflow_client, pipeline.model, {FINGERPRINT_TAG: fingerprint}) as run_id,
@@ -103,6 +109,8 @@ def train(
         return outcome
     progress.step("registered", model=pipeline.model, version=version)
     promoted, reason = _decide(pipeline, client, engine, table, judged, version, approve)
+    with suppress(RegistryError):  # without it a training that was told --if-changed looks at the version again
+        client.set_version_tag(pipeline.model, version, DECISION_TAG, reason[:TAG_CHARACTERS])
     progress.step("promoted" if promoted else "not promoted", model=pipeline.model, version=version, reason=reason)
     if promoted and pipeline.after_promotion == "reload":
         progress.step("API", said=promotion.tell_api(settings))
@@ -124,7 +132,8 @@ def _make(
         found = search(pipeline, table, settings.search_database_url, name, watch)
     core = _fit(pipeline, table, found)
     scorer, predicted = _score(pipeline, table, core)
-    measured, intervals = scorer.all(), evaluate.intervals(scorer, pipeline.split.seed)
+    groups = evaluate.groups_of(pipeline, table)
+    measured, intervals = scorer.all(), evaluate.intervals(scorer, pipeline.split.seed, groups)
     progress.step("fitted and evaluated", model=pipeline.model, estimator=found.candidate.name, **measured)
     folder.mkdir(parents=True, exist_ok=True)
     packed = package.pack(pipeline, table, core, folder)
@@ -150,7 +159,7 @@ def _fit(pipeline: Pipeline, table: Table, found: Found) -> Any:
         warnings.simplefilter("always")
         try:
             core.fit(table.matrix[table.train], table.target[table.train])
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # an estimator may fail in any way
             raise TrainingError(f"{found.candidate.estimator} does not fit these rows: {error}") from error
     for text in dict.fromkeys(str(warning.message).partition("\n")[0] for warning in heard):
         progress.doubt(f"{found.candidate.name}: {text}")
@@ -160,9 +169,13 @@ def _fit(pipeline: Pipeline, table: Table, found: Found) -> Any:
 def _score(pipeline: Pipeline, table: Table, core: Any) -> tuple[evaluate.Scorer, evaluate.Predicted]:
     try:
         predicted = evaluate.predict(core, table.matrix[table.test])
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise TrainingError(f"{type(core[-1]).__name__} does not predict these rows: {error}") from error
-    return evaluate.Scorer(pipeline.task, table.target[table.test], predicted), predicted
+    scorer = evaluate.Scorer(pipeline.task, table.target[table.test], predicted)
+    if math.isnan(scorer(pipeline.metric)):
+        text = f"{pipeline.metric} is not defined for the held-out rows, as when all are of one class; split otherwise."
+        raise TrainingError(text)
+    return scorer, predicted
 
 
 def _decide(
@@ -183,13 +196,13 @@ def _decide(
         now = registry.living_production(client, pipeline.model)
         if (now and now.number) != (production and production.number):
             production = promotion.production(pipeline, client, table)
-        if production is not None and production is not judged.production:
-            newest = gates.not_worse(pipeline, table, judged.scorer, production)
-            verdicts = [gate for gate in verdicts if gate.name != newest.name] + [newest]
+        if production is not judged.production:
+            verdicts = [gate for gate in judged.gates if gate.name not in OF_PRODUCTION]
+            if production is not None:
+                verdicts += gates.beside(pipeline, table, judged.package, judged.scorer, production)
+            for tag, said in _verdicts(verdicts).items():
+                client.set_version_tag(pipeline.model, version, tag, said)
         if failed := [gate for gate in verdicts if not gate.passed]:
-            if judged.passed:  # it was, before production moved
-                client.set_version_tag(pipeline.model, version, GATES_TAG, FAILED)
-                client.set_version_tag(pipeline.model, version, GATE_TAG + failed[0].name, _verdict(failed[0]))
             return False, "; ".join(gate.said for gate in failed)
         if production is not None and evaluate.agree(judged.predicted, production.predicted):
             return False, f"version {production.number}, in production, predicts the same of all held-out rows"
@@ -211,9 +224,9 @@ def _metric(pipeline: Pipeline, judged: Judged) -> str:
 
 
 def _same(client: MlflowRest, model: str, fingerprint: str) -> int | None:
-    """The newest version that was made of the same, if there is one."""
-    made = (one.number for one in client.versions(model) if one.tags.get(FINGERPRINT_TAG) == fingerprint)
-    return next(made, None)
+    """The newest version that was made of the same and came to its end, if there is one."""
+    decided = (one for one in client.versions(model) if DECISION_TAG in one.tags)
+    return next((one.number for one in decided if one.tags.get(FINGERPRINT_TAG) == fingerprint), None)
 
 
 def _fingerprint(pipeline: Pipeline, table: Table) -> str:
@@ -231,9 +244,15 @@ def _search_key(pipeline: Pipeline, table: Table) -> str:
 
 def _tags(judged: Judged, fingerprint: str) -> dict[str, str]:
     """What a version says of itself from its first moment on."""
-    verdict = {GATES_TAG: PASSED if judged.passed else FAILED, FINGERPRINT_TAG: fingerprint}
-    return verdict | {GATE_TAG + gate.name: _verdict(gate) for gate in judged.gates}
+    return {FINGERPRINT_TAG: fingerprint} | _verdicts(judged.gates)
 
 
-def _verdict(gate: Gate) -> str:
-    return f"{PASSED if gate.passed else FAILED}: {gate.said}"[:TAG_CHARACTERS]
+def _verdicts(found: list[Gate]) -> dict[str, str]:
+    """Tags of a version for its gates' verdicts; MLflow takes few characters in a tag's name."""
+    told = {GATES_TAG: PASSED if all(gate.passed for gate in found) else FAILED}
+    for gate in found:
+        name = GATE_TAG + re.sub(r"[^\w ./:-]", "_", gate.name, flags=re.ASCII)[:200]
+        while name in told:
+            name += "_"
+        told[name] = f"{PASSED if gate.passed else FAILED}: {gate.said}"[:TAG_CHARACTERS]
+    return told
