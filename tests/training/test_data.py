@@ -182,9 +182,9 @@ def test_a_source_that_cannot_be_read_is_said_so(engine: Engine, source: dict[st
         ),
         ("x,y\n" + rows(40, "{r},p{n}"), "classification", "40 classes in 40 rows"),
         (
-            "x,z,y\n" + rows(2200, "{r},c{n},{c}").replace("c21", "c1"),
+            "x,z,y\n" + rows(1100, "{r},c{n},{c}") * 2,
             "classification",
-            "'z' has .* categories, more than 1,000",
+            "'z' has 1,100 categories, more than",
         ),
     ],
 )
