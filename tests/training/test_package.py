@@ -57,6 +57,7 @@ def packed(folder: Path, estimator: str, **preprocessing: str) -> tuple[Table, P
         ("sklearn.linear_model.LogisticRegression", "onnx", {}),
         ("sklearn.linear_model.LogisticRegression", "onnx", {"impute": "mean", "scale": "robust"}),
         ("sklearn.linear_model.LogisticRegression", "onnx", {"scale": "none"}),
+        ("sklearn.ensemble.RandomForestClassifier", "onnx", {"scale": "none", "encode": "ordinal"}),
         ("sklearn.ensemble.RandomForestClassifier", "onnx", {"encode": "ordinal", "scale": "minmax"}),
         ("sklearn.ensemble.HistGradientBoostingClassifier", "sklearn", {"impute": "none"}),
     ],

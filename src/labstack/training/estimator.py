@@ -12,7 +12,14 @@ from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline as SklearnPipeline
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, OrdinalEncoder, RobustScaler, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MinMaxScaler,
+    OneHotEncoder,
+    OrdinalEncoder,
+    RobustScaler,
+    StandardScaler,
+)
 
 from labstack.training.config import Candidate, Pipeline
 from labstack.training.data import Column, Table
@@ -53,7 +60,8 @@ def _preparation(pipeline: Pipeline, columns: Sequence[Column]) -> Any:
         steps.append(SimpleImputer(strategy=said.impute, keep_empty_features=True))
     if said.scale != "none":
         steps.append(SCALERS[said.scale]())
-    of_numbers = steps[0] if len(steps) == 1 else make_pipeline(*steps) if steps else "passthrough"
+    # a function that changes nothing converts to ONNX; "passthrough" by itself does not
+    of_numbers = steps[0] if len(steps) == 1 else make_pipeline(*steps) if steps else FunctionTransformer()
     if not categories:
         return of_numbers
     parts: list[Any] = [("numbers", of_numbers, numbers)] if numbers else []
