@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api
+from tests.conftest import IRIS_ROW, Lab, Process, ask, free_port, run_api, start, wait_until
 
 BODY = json.dumps(IRIS_ROW).encode()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -152,6 +152,30 @@ def test_callers_that_leave_are_no_error(api: Process, lab: Lab, tmp_path: Path)
         left.close()
     assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
     assert [line for line in api.lines() if line["level"] in ("error", "critical")] == []
+
+
+def test_a_signal_that_comes_right_after_the_fork_is_not_lost(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "conf.py").write_text(
+        "import os, signal\n"
+        "from labstack.api import gunicorn_conf\n"
+        "from labstack.api.gunicorn_conf import *\n"
+        "def post_fork(server, worker):\n"
+        "    gunicorn_conf.post_fork(server, worker)\n"
+        "    if worker.age == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    settings = {"api_port": free_port(), "mlflow_tracking_uri": lab.tracking_uri, "api_workers": 1}
+    settings |= {"lab_database_url": f"sqlite:///{tmp_path}/lab.db", "api_cache_dir": tmp_path / "cache"}
+    command = ["-m", "gunicorn", "-c", str(tmp_path / "conf.py"), "labstack.api.wsgi:app"]
+    api = start(tmp_path, "api", command, f"http://localhost:{settings['api_port']}", **settings)
+    try:
+
+        def booted() -> bool:
+            return len([line for line in api.lines() if line["message"].startswith("Booting worker")]) >= 2
+
+        wait_until(booted, 20, "the worker that was told to end is replaced")
+    finally:
+        api.stop()
 
 
 def test_callers_that_are_silent_hold_up_nobody(lab: Lab, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -260,7 +261,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 
 def test_a_reader_that_leaves_is_no_error(lab: Lab) -> None:
-    command = f"{sys.executable} -m labstack.training.cli data export student_exam_scores | head -n 1"
+    command = f"{shlex.quote(sys.executable)} -m labstack.training.cli data export student_exam_scores | head -n 1"
     done = subprocess.run(["bash", "-c", command], env=lab.environment(), capture_output=True, text=True)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 

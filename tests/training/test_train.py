@@ -119,7 +119,7 @@ def test_artifacts_go_through_the_server(lab: Lab) -> None:
     assert found.artifact_location.startswith("mlflow-artifacts:")
     assert list((lab.folder / "mlartifacts").rglob("model.skops"))
     assert not (Path.cwd() / "mlartifacts").exists()
-    assert not list((lab.folder / "outputs").rglob("model.skops"))  # all that was made is there
+    assert not list((lab.folder / "outputs" / "iris").rglob("model.skops"))  # all that was made is there
 
 
 def test_a_version_is_a_package_that_mlflow_loads_too(lab: Lab, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def when_ready(server: Arbiter) -> None:
 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
     """In the arbiter."""
-    assign(worker, server.WORKERS.values())
+    assign(worker, server.WORKERS.values(), server.SIG_QUEUE)
 
 
 def post_fork(_server: Arbiter, worker: Worker) -> None:

@@ -13,12 +13,15 @@ and stay there, and the others' cores idle. So each worker says in shared memory
 import ctypes
 import fcntl
 import mmap
+import queue
 import re
 import selectors
+import signal
 import socket
 import termios
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -36,15 +39,21 @@ QUICK_BYTES = 8192  # of a whole request; as many as gunicorn reads at once
 QUICK_REQUEST = re.compile(rb"POST ([\x21-\x7e]+) HTTP/1\.1\r\n")
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,5})(?:\r\n|$)", re.IGNORECASE)
 
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
 # Made once, in the arbiter, and shared by all that are forked. Each worker writes its own slot, and the arbiter that of
 # a worker that ended.
 _open = (ctypes.c_int * SLOTS).from_buffer(mmap.mmap(-1, SLOTS * ctypes.sizeof(ctypes.c_int)))
 _open[:] = [NOBODY] * SLOTS
 
 
-def assign(worker: Worker, others: Iterable[Worker]) -> None:
-    """In the arbiter, before the fork: give a worker the first slot that none of the others has."""
+def assign(worker: Worker, others: Iterable[Worker], signals: "queue.SimpleQueue[int]") -> None:
+    """In the arbiter, before the fork: give a worker the first slot that none of the others has.
+
+    `signals` is the queue of those that the arbiter received, which the fork copies.
+    """
     worker.slot = min(set(range(SLOTS)) - {other.slot for other in others})
+    worker.signals = signals
 
 
 def forget(worker: Worker) -> None:
@@ -83,6 +92,14 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
         """In the worker, after the fork."""
         _open[self.slot] = 0
         super().init_process()
+
+    def init_signals(self) -> None:
+        """In the worker. What was sent to it since the fork was taken for the arbiter's, and would be lost."""
+        super().init_signals()
+        with suppress(queue.Empty):
+            while True:
+                if self.signals.get_nowait() in ENDING:
+                    self.alive = False
 
     def accept(self, listener: Any) -> None:
         """Called when a connection waits, again and again until somebody takes it."""
