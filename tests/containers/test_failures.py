@@ -69,7 +69,7 @@ def test_a_training_that_is_stopped_closes_its_run(trained: Stack) -> None:
     assert docker("logs", container).stderr.splitlines()[-1] == "Stopped."
     docker("rm", container)
     assert newest()["run_id"] != before
-    assert newest()["status"] == "FAILED"
+    assert newest()["status"] == "KILLED"
 
 
 def test_after_a_crash_of_the_engine_the_lab_comes_back(trained: Stack) -> None:
