@@ -36,6 +36,13 @@ from tests.preloaded import Preloaded
 IRIS_ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
 
 
+BY_NAME = {
+    "containers": "containers are tested, with an engine, by: ./run_all.sh test tests/containers --containers",
+    "local": "a whole lab is tested by: ./run_all.sh test tests/local --local",
+    "stress": "stress is tested by: ./run_all.sh test tests/stress --stress",
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--containers",
@@ -49,10 +56,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stress", action="store_true", help="run tests/stress, which takes minutes")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each of several processes runs whole files, and one of them all that needs the engine, of which there is one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each of several processes runs whole files, and one of them all that needs the engine, of which there is one.
+
+    The suites that take minutes run by name.
+    """
     for item in items:
         parts = item.path.relative_to(ROOT / "tests").parts
+        if parts[0] in BY_NAME and not config.getoption(f"--{parts[0]}"):
+            item.add_marker(pytest.mark.skip(reason=BY_NAME[parts[0]]))
         item.add_marker(pytest.mark.xdist_group(parts[0] if parts[0] == "containers" else "/".join(parts)))
 
 

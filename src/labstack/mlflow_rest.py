@@ -155,6 +155,13 @@ class MlflowRest:
             {metric["key"]: float(metric["value"]) for metric in data.get("metrics", ())},
         )
 
+    def run_of(self, version: Version) -> Run:
+        """The run that a version is from; an empty one when it is from none, or from one that was deleted."""
+        try:
+            return self.run(version.run_id) if version.run_id else Run({}, {})
+        except NotThereError:
+            return Run({}, {})
+
     def download(self, model: str, number: int, name: str, folder: Path) -> None:
         """Put one of a version's files into a folder. Raises NotThereError when the version has no such file."""
         uri = self._call("GET", "model-versions/get-download-uri", name=model, version=str(number))["artifact_uri"]

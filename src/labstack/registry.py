@@ -86,9 +86,17 @@ def all_roles(client: MlflowRest) -> dict[str, Roles]:
     return {name: _roles(model) for name, model in client.models().items()}
 
 
+def living(client: MlflowRest, model: str, number: int | None) -> Version | None:
+    """The record of the version that a role names; None when it names none, or one that was deleted."""
+    if number is not None:
+        with suppress(NotThereError):
+            return client.version(model, number)
+    return None
+
+
 def living_production(client: MlflowRest, model: str) -> Version | None:
     """The record of the production version; None when there is none, or it was deleted."""
-    return _living(client, model, roles(client, model).production)
+    return living(client, model, roles(client, model).production)
 
 
 def promote(
@@ -110,7 +118,7 @@ def promote(
     def change(now: Roles) -> Roles:
         if now.production == number:
             raise RegistryError(f"Version {number} of {model!r} is production already.")
-        outgoing = now.production if _living(client, model, now.production) else None
+        outgoing = now.production if living(client, model, now.production) else None
         if instead_of is not ... and outgoing != instead_of:
             raise ProductionMovedError(f"Production of {model!r} is version {outgoing} by now, not {instead_of}.")
         _require_ready(client, model, number)
@@ -135,7 +143,7 @@ def rollback(
         if to not in (None, now.previous) and to not in _once_production(engine, model):
             raise RegistryError(f"Version {to} of {model!r} never was production; promote it instead.")
         _require_ready(client, model, back)
-        outgoing = now.production if _living(client, model, now.production) else None
+        outgoing = now.production if living(client, model, now.production) else None
         return _without_double_canary(replace(now, production=back, previous=outgoing))
 
     return _move(client, engine, model, change, reason, who)
@@ -170,7 +178,7 @@ def accept_canary(
         if number != tried:
             raise RegistryError(f"Version {number} of {model!r} is the canary by now, and nobody tried it.")
         _require_ready(client, model, number)
-        outgoing = now.production if _living(client, model, now.production) else None
+        outgoing = now.production if living(client, model, now.production) else None
         return Roles(number, None, outgoing)
 
     return _move(client, engine, model, change, reason, who)
@@ -277,14 +285,6 @@ def _require_canary(model: str, now: Roles) -> int:
     if now.canary is None:
         raise RegistryError(f"The model {model!r} has no canary.")
     return now.canary
-
-
-def _living(client: MlflowRest, model: str, number: int | None) -> Version | None:
-    """The record of the version that a role names; None when it names none, or one that was deleted."""
-    if number is not None:
-        with suppress(NotThereError):
-            return client.version(model, number)
-    return None
 
 
 def _require_ready(client: MlflowRest, model: str, number: int) -> None:

@@ -21,14 +21,6 @@ SERVICES = ("server_mlflow", "api", "mlops")
 SECRET = "hush-" * 8
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--containers") is None:
-        reason = "containers are tested by: ./run_all.sh test --containers tests/containers (needs a container engine)"
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
 def as_root(*command: str) -> None:
     subprocess.run([*(() if os.geteuid() == 0 else ("sudo",)), *command], check=True, timeout=180)
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -16,14 +15,6 @@ from labstack.api.app import create_app
 from tests.conftest import Lab, Process
 
 ROW = {"hours_studied": 6.0, "sleep_hours": 7.0, "attendance_percent": 80.0, "previous_scores": 60.0}
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--stress"):
-        return
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.skip(reason="stress is tested by: ./run_all.sh test tests/stress --stress"))
 
 
 @dataclass(frozen=True)

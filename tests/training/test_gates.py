@@ -50,8 +50,8 @@ def judged(
     table = data.load(None, pipeline)  # type: ignore[arg-type]  # no dataset of a store is read
     core = make_core(pipeline, table.columns, pipeline.candidates[0], {})
     core.fit(table.matrix[table.train], table.target[table.train])
-    packed = package.pack(pipeline, table, core, folder)
     predicted = evaluate.predict(core, table.matrix[table.test])
+    packed = package.pack(pipeline, table, core, predicted, folder)
     return pipeline, table, packed, Scorer(task, table.target[table.test], predicted)
 
 

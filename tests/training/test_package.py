@@ -14,6 +14,7 @@ from labstack.training import data, package
 from labstack.training.config import Pipeline
 from labstack.training.data import Table
 from labstack.training.estimator import make_core
+from labstack.training.evaluate import predict
 from labstack.training.package import Package
 
 
@@ -48,7 +49,7 @@ def packed(folder: Path, estimator: str, **preprocessing: str) -> tuple[Table, P
     table = data.load(None, pipeline)  # type: ignore[arg-type]  # no dataset of a store is read
     core = make_core(pipeline, table.columns, pipeline.candidates[0], {})
     core.fit(table.matrix[table.train], table.target[table.train])
-    return table, package.pack(pipeline, table, core, folder)
+    return table, package.pack(pipeline, table, core, predict(core, table.matrix[table.test]), folder)
 
 
 @pytest.mark.parametrize(

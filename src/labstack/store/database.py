@@ -64,8 +64,16 @@ def connect(url: str) -> Engine:
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # transactions begin as _begin_sqlite says
+    write_ahead(connection, _record)
     cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def write_ahead(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    """Have readers of an SQLite database never wait for its writer, on a connection that was just made."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

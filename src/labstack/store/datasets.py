@@ -160,8 +160,9 @@ def read_csv(path: Path) -> Rows:
     return Rows(parts[0].columns, tuple(np.concatenate(column) for column in cells))
 
 
-def load_bundled(engine: Engine) -> Iterator[tuple[str, int]]:
-    """Load every CSV file of db/datasets that is not loaded yet; yields (name, rows)."""
+def load_bundled(engine: Engine) -> list[tuple[str, int]]:
+    """Load every CSV file of db/datasets that is not loaded yet; name and rows of each."""
+    found = []
     for path in sorted(BUNDLED.glob("*.csv")):
         with reading(engine) as session:
             there = _find(session, path.stem) is not None
@@ -173,7 +174,8 @@ def load_bundled(engine: Engine) -> Iterator[tuple[str, int]]:
                     if _find(session, path.stem) is None:
                         raise
         with reading(engine) as session:
-            yield path.stem, _count(session, _require(session, path.stem))
+            found.append((path.stem, _count(session, _require(session, path.stem))))
+    return found
 
 
 def append(engine: Engine, name: str, records: Sequence[Mapping[str, Any]]) -> int:
@@ -251,7 +253,7 @@ def _csv(rows: Iterable[Iterable[object]]) -> Iterator[str]:
 
 def _written(cell: float | str | None) -> str:
     """A cell as a file holds it; a whole number without its point."""
-    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < EXACT:
         return str(int(cell))
     return "" if cell is None else str(cell)
 

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from labstack import logs, registry
 from labstack import settings as settings_module
 from labstack.errors import LabError
-from labstack.mlflow_rest import MlflowRest, NotThereError, Version
+from labstack.mlflow_rest import MlflowRest, Version
 from labstack.registry import ROLES, Rollout
 from labstack.settings import Settings
 from labstack.store import audit, datasets
@@ -94,8 +94,7 @@ def train(
     outcomes: list[Outcome] = []
     with _told(lambda: f"Training{model} stopped: "), _closing(lab, outcomes, as_json):
         chosen = [config.read(name) for name in pipelines or config.names()]
-        for _ in datasets.load_bundled(lab.engine):
-            pass
+        datasets.load_bundled(lab.engine)
         registry.wait(lab.client, lab.settings.startup_timeout_seconds)
         for pipeline in chosen:
             model = f" of {pipeline.model}"
@@ -343,8 +342,7 @@ def pipeline_check(lab: Lab, pipelines: tuple[str, ...]) -> None:
     from labstack.training.search import needs_search
 
     with _told():
-        for _ in datasets.load_bundled(lab.engine):
-            pass
+        datasets.load_bundled(lab.engine)
         for name in pipelines:
             read = config.read(name)
             table = rows.load(lab.engine, read)
@@ -367,8 +365,7 @@ def pipeline_init(lab: Lab, dataset: str, target: str, model: str | None, output
     from labstack.training import draft
 
     with _told():
-        for _ in datasets.load_bundled(lab.engine):
-            pass
+        datasets.load_bundled(lab.engine)
         text = draft.write(lab.engine, dataset, target, model)
         if output is None:
             click.echo(text, nl=False)
@@ -449,10 +446,7 @@ def _held(model: str, role: str, roles: registry.Roles, moves: list[audit.RoleMo
 def _shown(lab: Lab, version: Version, roles: registry.Roles) -> dict[str, Any]:
     from labstack.training.promotion import GATES_TAG
 
-    try:
-        metrics = dict(lab.client.run(version.run_id).metrics) if version.run_id else {}
-    except NotThereError:  # its run was deleted
-        metrics = {}
+    metrics = lab.client.run_of(version).metrics
     return {
         "version": version.number,
         "role": next((role for role in ROLES if getattr(roles, role) == version.number), None),

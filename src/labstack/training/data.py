@@ -28,7 +28,6 @@ from labstack.store import datasets
 from labstack.training.config import Data, Pipeline, Sql
 
 MAX_CATEGORIES = 1000
-EXACT = 2**53  # beyond, float64 does not hold every whole number
 ENCODED_BYTES = 2 << 30  # at most, of all rows with their categories one-hot
 LEAK_ROWS = 5000  # that are looked at for a leak
 Indices = npt.NDArray[np.intp]
@@ -164,10 +163,8 @@ def _typed(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """A column of whatever type as numbers, text or moments."""
     if pd.api.types.is_datetime64_any_dtype(column):
         return column
-    if pd.api.types.is_integer_dtype(column) and (column.abs() > EXACT).any():
-        column = column.astype(object)  # numbers that are names: float64 would mix them up
-        cells = [None if pd.isna(cell) else str(cell) for cell in column]
-        return pd.Series(np.array(cells, object))
+    if pd.api.types.is_integer_dtype(column) and (column.abs() > datasets.EXACT).any():
+        return _text(column)  # numbers that are names: float64 would mix them up
     if pd.api.types.is_numeric_dtype(column):  # booleans too, as 0 and 1
         return column.astype("Float64").astype(np.float64) if column.hasnans else column.astype(np.float64)
     there = column.notna()
@@ -176,7 +173,11 @@ def _typed(column: "pd.Series[Any]") -> "pd.Series[Any]":
             return pd.Series(np.array(column.where(there), np.float64))  # decimals
         except (TypeError, ValueError):
             pass
-    cells = [str(cell) if known else None for cell, known in zip(column, there, strict=True)]
+    return _text(column)
+
+
+def _text(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    cells = [str(cell) if known else None for cell, known in zip(column, column.notna(), strict=True)]
     return pd.Series(np.array(cells, object))
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from labstack.contract import Contract, Matrix
 from labstack.training.config import METRICS, Expectation, Pipeline, Slice
 from labstack.training.data import Indices, Table
 from labstack.training.evaluate import Predicted, Scorer, groups_of, interval, predict, resamples
-from labstack.training.onnx_export import TOLERANCE
+from labstack.training.onnx_export import TOLERANCE, runner
 from labstack.training.package import Package
 from labstack.training.search import Found
 
@@ -181,12 +180,14 @@ def _expectation(one: Expectation, table: Table, core: Any) -> Gate:
         return Gate(name, False, "the estimator gives no probabilities")
     rows = table.matrix[table.test[:EXPECTED_ROWS]]
     if column.categories:
-        wrong = np.zeros(len(rows), bool)
-        for code in range(len(column.categories)):
-            wrong |= _wrong(one, core, rows, _with(rows, place, np.full(len(rows), float(code))))
+        values = [np.full(len(rows), float(code)) for code in range(len(column.categories))]
     else:
         by = one.by or float(np.nanmax(table.matrix[:, place]) - np.nanmin(table.matrix[:, place])) / 10
-        wrong = _wrong(one, core, rows, _with(rows, place, rows[:, place] + by))
+        values = [rows[:, place] + by]
+    first = _value(one, predict(core, rows))
+    wrong = np.zeros(len(rows), bool)
+    for changed in values:
+        wrong |= _wrong(one, first, _value(one, predict(core, _with(rows, place, changed))))
     held = 1 - float(wrong.mean())
     passed = held >= one.share
     said = f"{one}: held for {held:.1%} of {len(rows)} rows, {one.share:.0%} are asked for"
@@ -199,9 +200,8 @@ def _with(rows: Matrix, place: int, values: npt.NDArray[np.float64]) -> Matrix:
     return changed
 
 
-def _wrong(one: Expectation, core: Any, before: Matrix, after: Matrix) -> npt.NDArray[np.bool_]:
+def _wrong(one: Expectation, first: npt.NDArray[Any], then: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """The rows whose prediction moved as it must not."""
-    first, then = (_value(one, predict(core, rows)) for rows in (before, after))
     if first.dtype.kind not in "fi":  # labels
         return np.asarray(first != then)
     moved = then - first
@@ -244,16 +244,10 @@ def _latency(pipeline: Pipeline, table: Table, package: Package) -> Gate:
 
 
 def _runner(package: Package) -> Callable[[Matrix], object]:
-    if package.onnx is None:
-        gives = hasattr(package.core, "predict_proba")
-        return package.core.predict_proba if gives else package.core.predict  # type: ignore[no-any-return]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(package.onnx.model, options, providers=["CPUExecutionProvider"])
-    [given] = session.get_inputs()
-    dtype = np.float64 if given.type == "tensor(double)" else np.float32
-    outputs = [session.get_outputs()[-1].name]
-    return lambda row: session.run(outputs, {given.name: row.astype(dtype, copy=False)})
+    if package.onnx is not None:
+        return runner(package.onnx.model)
+    gives = hasattr(package.core, "predict_proba")
+    return package.core.predict_proba if gives else package.core.predict  # type: ignore[no-any-return]
 
 
 def _schema(pipeline: Pipeline, contract: Contract, production: Production) -> Gate:

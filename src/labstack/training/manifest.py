@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from labstack import registry
-from labstack.mlflow_rest import MlflowRest, NotThereError, RegistryFailedError, Version
+from labstack.mlflow_rest import MlflowRest, RegistryFailedError, Version
 from labstack.settings import Settings, without_credentials
 from labstack.training.promotion import FAILED, GATE_TAG, GATES_TAG
 
@@ -71,8 +71,8 @@ def make(client: MlflowRest, settings: Settings) -> Manifest:
     default = settings.default_model_name
     try:
         roles = registry.all_roles(client)
-        found = [_coordinates(client, name) for name in sorted(roles)]
-        models = tuple(one for one in found if one is not None)
+        records = [registry.living(client, name, held.production) for name, held in sorted(roles.items())]
+        models = tuple(_coordinates(client, record) for record in records if record is not None)
         readiness = _readiness(client, default, models)
     except RegistryFailedError as error:
         models, readiness = (), Readiness(status="mlflow_unavailable", reason=str(error))
@@ -118,26 +118,16 @@ def _readiness(client: MlflowRest, model: str, models: tuple[Coordinates, ...]) 
     return Readiness(status="promotion_not_approved", reason=reason)
 
 
-def _coordinates(client: MlflowRest, model: str) -> Coordinates | None:
-    record = registry.living_production(client, model)
-    if record is None:
-        return None
+def _coordinates(client: MlflowRest, record: Version) -> Coordinates:
     return Coordinates(
-        name=model,
+        name=record.model,
         version=record.number,
-        uri=f"models:/{model}/{record.number}",
+        uri=f"models:/{record.model}/{record.number}",
         source=record.source,
         run_id=record.run_id,
-        metrics=_metrics(client, record),
+        metrics=dict(client.run_of(record).metrics),
         gates={name.removeprefix(GATE_TAG): said for name, said in record.tags.items() if name.startswith(GATE_TAG)},
     )
-
-
-def _metrics(client: MlflowRest, record: Version) -> dict[str, float]:
-    try:
-        return dict(client.run(record.run_id).metrics) if record.run_id else {}
-    except NotThereError:  # its run was deleted
-        return {}
 
 
 def _services(settings: Settings) -> dict[str, Service]:

@@ -68,16 +68,24 @@ def export(estimator: SklearnPipeline, matrix: Matrix) -> Export | None:
     return None
 
 
+def runner(model: bytes) -> Callable[[Matrix], npt.NDArray[Any]]:
+    """What runs an ONNX model on a matrix, on one thread as in serving: its last output."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    [given] = session.get_inputs()
+    dtype = np.float64 if given.type == "tensor(double)" else np.float32
+    outputs = [session.get_outputs()[-1].name]
+    return lambda matrix: session.run(outputs, {given.name: matrix.astype(dtype, copy=False)})[0]
+
+
 def measure_parity(estimator: SklearnPipeline, model: bytes, matrix: Matrix) -> float:
     """The largest difference between the outputs of an ONNX model and of the pipeline that it was made from.
 
     Infinite when a label differs, or when the labels are not those of the largest probabilities, since serving reads
     them from these alone.
     """
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    [given] = session.get_inputs()
-    dtype = np.float64 if given.type == "tensor(double)" else np.float32
-    output = session.run([session.get_outputs()[-1].name], {given.name: matrix.astype(dtype)})[0]
+    output = runner(model)(matrix)
     predicted = estimator.predict(matrix)
     if hasattr(estimator, "predict_proba"):
         if not np.array_equal(estimator.classes_[output.argmax(axis=1)], predicted):

@@ -16,6 +16,7 @@ from labstack.contract import ONNX_FILE_NAME, Contract, Feature, Matrix, Onnx, R
 from labstack.training import estimator, onnx_export
 from labstack.training.config import Pipeline
 from labstack.training.data import Table
+from labstack.training.evaluate import Predicted
 from labstack.training.onnx_export import Export
 
 BINS = 20
@@ -38,8 +39,11 @@ class Package:
         return "sklearn" if self.onnx is None else "onnx"
 
 
-def pack(pipeline: Pipeline, table: Table, core: SklearnPipeline, folder: Path) -> Package:
-    """Write a fitted core's package into a folder. Raises ModelFileError for types that are not trusted."""
+def pack(pipeline: Pipeline, table: Table, core: SklearnPipeline, predicted: Predicted, folder: Path) -> Package:
+    """Write the package of a fitted core, which predicted the held-out rows so, into a folder.
+
+    Raises ModelFileError for types that are not trusted.
+    """
     whole = estimator.whole(table, core)
     path = folder / serialization.FILE_NAME
     skops.io.dump(whole, path)
@@ -47,7 +51,7 @@ def pack(pipeline: Pipeline, table: Table, core: SklearnPipeline, folder: Path) 
     onnx = None if pipeline.gates.onnx == "off" else onnx_export.export(core, table.matrix[table.test])
     if onnx is not None:
         (folder / ONNX_FILE_NAME).write_bytes(onnx.model)
-    contract = _contract(pipeline, table, core, onnx)
+    contract = _contract(pipeline, table, core, predicted, onnx)
     contract.write(folder)
     return Package(whole, core, onnx, contract, folder, trusted)
 
@@ -73,10 +77,12 @@ def reference_of_names(values: Sequence[Any] | npt.NDArray[Any], names: Sequence
     return Reference(counts=tuple(counts), missing=len(array) - sum(counts))
 
 
-def _contract(pipeline: Pipeline, table: Table, core: SklearnPipeline, onnx: Export | None) -> Contract:
+def _contract(
+    pipeline: Pipeline, table: Table, core: SklearnPipeline, predicted: Predicted, onnx: Export | None
+) -> Contract:
     learnt = table.matrix[table.train]
     first_output = core.predict(learnt[:1])[0]
-    outputs = core.predict(table.matrix[table.test])  # of rows it did not learn from, as those that will come
+    outputs = predicted.outputs  # of rows it did not learn from, as those that will come
     classes = tuple(map(str, core.classes_)) if pipeline.task == "classification" else ()
     first = table.frame.iloc[table.train[0]]
     return Contract(

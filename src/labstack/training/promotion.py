@@ -136,12 +136,7 @@ def tell_api(settings: Settings) -> str:
 
 def _held_back(pipeline: Pipeline, client: MlflowRest, incumbent: Incumbent, table: Table) -> bool:
     """Whether production was held back from the rows that it is judged on now."""
-    run_id = incumbent.record.run_id
-    try:
-        params = client.run(run_id).params if run_id else {}
-    except NotThereError:  # its run was deleted
-        return False
-    return split_params(pipeline, table).items() <= params.items()
+    return split_params(pipeline, table).items() <= client.run_of(incumbent.record).params.items()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from labstack.contract import Matrix
 from labstack.errors import LabError
+from labstack.store.database import write_ahead
 from labstack.training import data
 from labstack.training.config import Candidate, Pipeline, Range
 from labstack.training.data import Column, Indices, Table
@@ -179,14 +180,9 @@ def _storage(url: str) -> RDBStorage:
     options = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}} if sqlite else {"pool_pre_ping": True}
     storage = RDBStorage(url, engine_kwargs=options)
     if sqlite:
-        event.listen(storage.engine, "connect", _prepare_sqlite)
+        event.listen(storage.engine, "connect", write_ahead)
         storage.engine.dispose()  # the connections that were made before
     return storage
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
-        connection.execute(f"PRAGMA {pragma}")
 
 
 def _trial(

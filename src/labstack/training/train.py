@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 
 from labstack import registry
 from labstack.contract import FILE_NAME
-from labstack.mlflow_rest import MlflowRest, RegistryError
+from labstack.mlflow_rest import MlflowRest, RegistryError, Version
 from labstack.settings import Settings
 from labstack.training import card, data, evaluate, gates, package, progress, promotion, tracking
 from labstack.training.config import Pipeline
@@ -78,11 +78,10 @@ def train(
     fingerprint = _fingerprint(pipeline, table)
     same = _same(client, pipeline.model, fingerprint)
     if same is not None:
-        progress.step("unchanged", model=pipeline.model, version=same)
+        progress.step("unchanged", model=pipeline.model, version=same.number)
         if if_changed:
-            passed = client.version(pipeline.model, same).tags.get(GATES_TAG) == PASSED
-            reason = f"rows, pipeline and code are those of version {same}"
-            return Outcome(pipeline.model, same, None, {}, passed, False, reason)
+            reason = f"rows, pipeline and code are those of version {same.number}"
+            return Outcome(pipeline.model, same.number, None, {}, same.tags.get(GATES_TAG) == PASSED, False, reason)
     with (
         tracking.connect(client) as mlflow_client,
         tracking.run(mlflow_client, pipeline.model, {FINGERPRINT_TAG: fingerprint}) as run_id,
@@ -94,7 +93,8 @@ def train(
                 judged = _make(pipeline, client, mlflow_client, table, settings, folder, run_id)
                 model_id = tracking.log(pipeline, mlflow_client, table, judged, settings.git_commit)
                 if register:
-                    tags = _tags(judged, fingerprint)
+                    # what a version says of itself from its first moment on
+                    tags = {FINGERPRINT_TAG: fingerprint} | _verdicts(judged.gates)
                     version = tracking.register(mlflow_client, pipeline.model, model_id, run_id, tags)
         except RegistryError as error:
             if (folder / FILE_NAME).exists():
@@ -136,7 +136,7 @@ def _make(
     measured, intervals = scorer.all(), evaluate.intervals(scorer, pipeline.split.seed, groups)
     progress.step("fitted and evaluated", model=pipeline.model, estimator=found.candidate.name, **measured)
     folder.mkdir(parents=True, exist_ok=True)
-    packed = package.pack(pipeline, table, core, folder)
+    packed = package.pack(pipeline, table, core, predicted, folder)
     progress.step("packed", model=pipeline.model, runtime=packed.runtime)
     production = promotion.production(pipeline, client, table)
     verdicts = gates.judge(pipeline, table, packed, scorer, production)
@@ -223,10 +223,10 @@ def _metric(pipeline: Pipeline, judged: Judged) -> str:
     return f"{pipeline.metric} {judged.metrics[pipeline.metric]:.4f}"
 
 
-def _same(client: MlflowRest, model: str, fingerprint: str) -> int | None:
+def _same(client: MlflowRest, model: str, fingerprint: str) -> Version | None:
     """The newest version that was made of the same and came to its end, if there is one."""
     decided = (one for one in client.versions(model) if DECISION_TAG in one.tags)
-    return next((one.number for one in decided if one.tags.get(FINGERPRINT_TAG) == fingerprint), None)
+    return next((one for one in decided if one.tags.get(FINGERPRINT_TAG) == fingerprint), None)
 
 
 def _fingerprint(pipeline: Pipeline, table: Table) -> str:
@@ -240,11 +240,6 @@ def _search_key(pipeline: Pipeline, table: Table) -> str:
     keys = {"task", "split", "preprocessing", "candidates", "metric"}
     made = pipeline.model_dump_json(include=keys) + str(pipeline.search.folds)
     return hashlib.sha256("\n".join((table.digest, made, tracking.code())).encode()).hexdigest()[:16]
-
-
-def _tags(judged: Judged, fingerprint: str) -> dict[str, str]:
-    """What a version says of itself from its first moment on."""
-    return {FINGERPRINT_TAG: fingerprint} | _verdicts(judged.gates)
 
 
 def _verdicts(found: list[Gate]) -> dict[str, str]:
