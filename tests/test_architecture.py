@@ -25,8 +25,9 @@ ALLOWED = {
     "serialization": set(),
     "store": {"store"},
     "mlflow_rest": set(),
+    "monitoring": {"contract", "monitoring"},
     "registry": {"mlflow_rest", "store"},
-    "api": {"api", "background", "contract", "logs", "mlflow_rest", "registry", "serialization", "store"},
+    "api": {"api", "background", "contract", "logs", "mlflow_rest", "monitoring", "registry", "serialization", "store"},
     "training": {"training", "contract", "logs", "mlflow_rest", "registry", "serialization", "store"},
 }
 

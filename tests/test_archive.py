@@ -95,8 +95,8 @@ def test_of_a_lab_at_work_it_is_one_state(lab: Lab, model: str, tmp_path: Path) 
             )
             audit = ask(
                 copy / "lab.db",
-                "SELECT role, to_version FROM role_moves WHERE id IN "
-                "(SELECT max(id) FROM role_moves WHERE model = ? GROUP BY role)",
+                "SELECT role, to_version FROM audit WHERE id IN "
+                "(SELECT max(id) FROM audit WHERE model = ? AND action = 'move' GROUP BY role)",
                 model,
             )
             assert sorted(aliases) == sorted(audit)

@@ -1,7 +1,9 @@
 """Roles and their moves, on a real MLflow server."""
 
 import threading
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -9,17 +11,22 @@ from sqlalchemy import Engine, text
 
 from labstack import registry
 from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryUnreachableError
-from labstack.registry import ProductionMovedError, Roles, Rollout
-from labstack.store.audit import history
+from labstack.registry import ProductionMovedError, Roles, RolesMovedError, Rollout
+from labstack.store import audit
 from labstack.store.database import DatabaseError, connect
 from tests.conftest import Lab, free_port
 
 TENTH = Rollout(0.1, "split")
 
 
-def moves(engine: Engine, model: str) -> list[tuple[str, int | None, int | None]]:
+def undated(roles: Roles) -> Roles:
+    """Roles whose rollout says nothing of when it began."""
+    return replace(roles, rollout=roles.rollout and replace(roles.rollout, since=""))
+
+
+def moves(engine: Engine, model: str) -> list[tuple[str | None, int | None, int | None]]:
     """Role, from and to of each move, oldest first."""
-    return [(move.role, move.from_version, move.to_version) for move in reversed(history(engine, model))]
+    return [(move.role, move.from_version, move.to_version) for move in reversed(audit.moves(engine, model))]
 
 
 def test_an_unknown_model_has_no_roles(lab: Lab) -> None:
@@ -59,7 +66,7 @@ def test_promotion_moves_production_and_keeps_the_previous_one(lab: Lab, engine:
 
 def test_the_audit_says_who_when_and_why(lab: Lab, engine: Engine, model: str) -> None:
     registry.promote(lab.registry, engine, model, 1, reason="because")
-    [move] = history(engine, model)
+    [move] = audit.moves(engine, model)
     assert (move.actor, move.reason) == (registry.actor(), "because")
     assert "@" in move.actor
     assert abs((datetime.now(UTC) - move.at).total_seconds()) < 60
@@ -73,7 +80,7 @@ def test_a_refused_promotion_changes_nothing_and_is_not_recorded(
     with pytest.raises(RegistryError, match=rf"ersion {number}"):
         registry.promote(lab.registry, engine, model, number, reason="again")
     assert registry.roles(lab.registry, model) == Roles(production=1)
-    assert len(history(engine, model)) == 1
+    assert len(audit.moves(engine, model)) == 1
 
 
 def test_rollback_goes_to_previous_and_back(lab: Lab, engine: Engine, model: str) -> None:
@@ -99,7 +106,7 @@ def test_a_canary_starts_and_stops(lab: Lab, engine: Engine, model: str) -> None
     registry.start_canary(lab.registry, engine, model, 2, TENTH, reason="try")
     with pytest.raises(RegistryError, match="the canary already"):
         registry.start_canary(lab.registry, engine, model, 3, TENTH, reason="try")
-    assert registry.roles(lab.registry, model) == Roles(1, 2, None, TENTH)
+    assert undated(registry.roles(lab.registry, model)) == Roles(1, 2, None, TENTH)
     registry.stop_canary(lab.registry, engine, model, reason="no good")
     with pytest.raises(RegistryError, match="no canary"):
         registry.stop_canary(lab.registry, engine, model, reason="no good")
@@ -113,9 +120,13 @@ def test_the_rollout_of_a_canary_changes_and_is_recorded(lab: Lab, engine: Engin
     registry.start_canary(lab.registry, engine, model, 2, TENTH, reason="split 0.1")
     half = Rollout(0.5, "shadow")
     registry.start_canary(lab.registry, engine, model, 2, half, reason="shadow 0.5")
+    changed = registry.roles(lab.registry, model)
     registry.start_canary(lab.registry, engine, model, 2, half, reason="once more")
-    assert registry.roles(lab.registry, model) == Roles(1, 2, None, half)
-    assert [move.reason for move in history(engine, model)] == ["shadow 0.5", "split 0.1", "first"]
+    assert registry.roles(lab.registry, model) == changed, "the same again begins no new step"
+    assert undated(changed) == Roles(1, 2, None, half)
+    assert changed.rollout is not None
+    assert datetime.now(UTC) - datetime.fromisoformat(changed.rollout.since) < timedelta(minutes=1)
+    assert [move.reason for move in audit.moves(engine, model)] == ["shadow 0.5", "split 0.1", "first"]
 
 
 def test_a_canary_is_accepted(lab: Lab, engine: Engine, model: str) -> None:
@@ -128,7 +139,7 @@ def test_a_canary_is_accepted(lab: Lab, engine: Engine, model: str) -> None:
             registry.accept_canary(lab.registry, engine, model, tried, reason="good")
     registry.accept_canary(lab.registry, engine, model, 2, reason="good", who="me")
     assert registry.roles(lab.registry, model) == Roles(production=2, previous=1)
-    assert {move.actor for move in history(engine, model)[:3]} == {"me"}
+    assert {move.actor for move in audit.moves(engine, model)[:3]} == {"me"}
 
 
 @pytest.mark.parametrize(
@@ -158,10 +169,34 @@ def test_a_canary_that_is_promoted_is_a_canary_no_more(lab: Lab, engine: Engine,
     assert registry.roles(lab.registry, model) == Roles(production=2, previous=1)
 
 
+def test_what_is_refused_is_recorded(lab: Lab, engine: Engine, model: str) -> None:
+    registry.promote(lab.registry, engine, model, 1, reason="first")
+    with pytest.raises(RegistryError):
+        registry.stop_canary(lab.registry, engine, model, reason="no good", who="me", evidence={"errors": 3})
+    newest, _ = audit.history(engine, model)
+    assert (newest.action, newest.actor, newest.evidence) == ("refused", "me", {"errors": 3})
+    assert newest.reason == f"no good: The model {model!r} has no canary."
+    assert len(audit.moves(engine, model)) == 1
+
+
+def test_a_move_is_made_only_from_the_roles_that_were_judged(lab: Lab, engine: Engine, model: str) -> None:
+    registry.promote(lab.registry, engine, model, 1, reason="first")
+    judged = registry.start_canary(lab.registry, engine, model, 2, TENTH, reason="try")
+    registry.start_canary(lab.registry, engine, model, 2, Rollout(0.5, "split"), reason="by hand")
+    before = audit.history(engine, model)
+    for late in (registry.stop_canary, partial(registry.accept_canary, tried=2)):
+        with pytest.raises(RolesMovedError):
+            late(lab.registry, engine, model, reason="late", only_from=judged)
+    assert len(audit.history(engine, model)) == len(before)
+    now = registry.roles(lab.registry, model)
+    registry.stop_canary(lab.registry, engine, model, reason="in time", only_from=now, evidence={"why": [1, None]})
+    assert audit.moves(engine, model)[0].evidence == {"why": [1, None]}
+
+
 def test_no_role_moves_unrecorded(lab: Lab, engine: Engine, model: str) -> None:
     with engine.begin() as connection:
-        connection.execute(text("DROP TABLE role_moves"))
-    with pytest.raises(DatabaseError, match="role_moves"):
+        connection.execute(text("DROP TABLE audit"))
+    with pytest.raises(DatabaseError, match="audit"):
         registry.promote(lab.registry, engine, model, 1, reason="first")
     assert registry.roles(lab.registry, model) == Roles()
 
@@ -203,8 +238,8 @@ def test_a_move_that_the_audit_missed_is_noted_with_the_next(lab: Lab, engine: E
     registry.promote(lab.registry, engine, model, 1, reason="first")
     lab.client.set_registered_model_alias(model, "production", "2")  # in the MLflow page, say
     registry.promote(lab.registry, engine, model, 3, reason="third")
-    newest, _, oldest = [move for move in history(engine, model) if move.role == "production"]
-    noted = [move for move in history(engine, model) if move.actor == "unknown"]
+    newest, _, oldest = [move for move in audit.moves(engine, model) if move.role == "production"]
+    noted = [move for move in audit.moves(engine, model) if move.actor == "unknown"]
     assert [(move.from_version, move.to_version) for move in (oldest, *noted, newest)] == [(None, 1), (1, 2), (2, 3)]
 
 
@@ -256,7 +291,7 @@ def test_a_registry_that_does_not_answer_is_named(lab: Lab, engine: Engine) -> N
     url = f"http://localhost:{free_port()}"
     with pytest.raises(RegistryUnreachableError, match=url):
         registry.promote(MlflowRest(url, timeout_seconds=1, retries=0), engine, "iris", 1, reason="try")
-    assert history(engine) == []
+    assert audit.history(engine) == []
 
 
 def test_a_name_that_the_registry_refuses_is_an_error_for_people(lab: Lab, engine: Engine) -> None:

@@ -49,8 +49,8 @@ def test_the_manual_shows_the_default(name: str) -> None:
             if default is None
             else str(default).lower()
             if isinstance(default, bool)
-            else f"{default:g}"
-            if isinstance(default, float)
+            else ",".join(f"{one:g}" for one in (default if isinstance(default, tuple) else (default,)))
+            if isinstance(default, float | tuple)
             else str(default)
         )
 
@@ -58,6 +58,15 @@ def test_the_manual_shows_the_default(name: str) -> None:
 def test_the_tracking_uri_follows_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_PORT", "6001")
     assert Settings().mlflow_tracking_uri == "http://localhost:6001"
+
+
+def test_steps_are_a_list_that_ends_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY_STEPS", "0.2, 1")
+    assert load().canary_steps == (0.2, 1)
+    for wrong in ("0.5", "0.5,0.2,1", "0,1", "half"):
+        monkeypatch.setenv("CANARY_STEPS", wrong)
+        with pytest.raises(SystemExit, match="CANARY_STEPS"):
+            load()
 
 
 def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from labstack.store import audit, datasets  # noqa: F401  # the tables that the migrations are compared with
+from labstack.store import audit, datasets, leases, predictions, windows  # noqa: F401  # the tables that the migrations are compared with
 from labstack.store.database import Table
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Table.metadata)

@@ -17,16 +17,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from types import EllipsisType
-from typing import Literal
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from labstack.mlflow_rest import MlflowRest, Model, NotThereError, RegistryError, RegistryUnreachableError, Version
-from labstack.store.audit import RoleMove, history
-from labstack.store.database import writing
+from labstack.mlflow_rest import (
+    MlflowRest,
+    Model,
+    NotThereError,
+    RegistryError,
+    RegistryFailedError,
+    RegistryUnreachableError,
+    Version,
+)
+from labstack.store.audit import Entry, moves, note
+from labstack.store.database import DatabaseError, writing
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
 ROLLOUT_TAG = "labstack.canary"
@@ -36,12 +45,20 @@ class ProductionMovedError(RegistryError):
     """Production is another version than the caller judged by."""
 
 
+class RolesMovedError(RegistryError):
+    """The roles are others than the caller judged by."""
+
+
 @dataclass(frozen=True)
 class Rollout:
-    """How a canary gets its requests: a share of them, from 0 to 1, that it answers, or predicts beside production."""
+    """How a canary gets its requests: a share of them, from 0 to 1, that it answers, or predicts beside production.
+
+    `since` is the moment, in ISO 8601, of the move that said so, which begins a step of the canary's trial.
+    """
 
     weight: float
     mode: Literal["split", "shadow"]
+    since: str = ""
 
     def __str__(self) -> str:
         return f"{self.mode} {self.weight:g}"
@@ -58,6 +75,15 @@ class Roles:
     canary: int | None = None
     previous: int | None = None
     rollout: Rollout | None = None
+
+
+class Said(TypedDict, total=False):
+    """What is said of a move: why, by whom, and by what evidence; and the roles that it is made from, or not at all."""
+
+    reason: Required[str]
+    who: str
+    evidence: dict[str, Any]
+    only_from: Roles
 
 
 def wait(client: MlflowRest, seconds: float) -> None:
@@ -105,9 +131,8 @@ def promote(
     model: str,
     number: int,
     *,
-    reason: str,
     instead_of: int | EllipsisType | None = ...,
-    who: str = "",
+    **said: Unpack[Said],
 ) -> None:
     """Make a version production; the one it takes the place of becomes `previous`. A canary that is promoted ends.
 
@@ -124,12 +149,10 @@ def promote(
         _require_ready(client, model, number)
         return _without_double_canary(replace(now, production=number, previous=outgoing))
 
-    _move(client, engine, model, change, reason, who)
+    _move(client, engine, model, change, said)
 
 
-def rollback(
-    client: MlflowRest, engine: Engine, model: str, to: int | None = None, *, reason: str, who: str = ""
-) -> Roles:
+def rollback(client: MlflowRest, engine: Engine, model: str, to: int | None = None, **said: Unpack[Said]) -> Roles:
     """Make `previous`, or a version that once was production, production again. The roles then.
 
     Today's production becomes `previous`.
@@ -146,11 +169,11 @@ def rollback(
         outgoing = now.production if living(client, model, now.production) else None
         return _without_double_canary(replace(now, production=back, previous=outgoing))
 
-    return _move(client, engine, model, change, reason, who)
+    return _move(client, engine, model, change, said)
 
 
 def start_canary(
-    client: MlflowRest, engine: Engine, model: str, number: int, rollout: Rollout, *, reason: str, who: str = ""
+    client: MlflowRest, engine: Engine, model: str, number: int, rollout: Rollout, **said: Unpack[Said]
 ) -> Roles:
     """Make a version the canary beside production, or change the rollout of the one that is. The roles then."""
 
@@ -163,14 +186,15 @@ def start_canary(
             raise RegistryError(f"Version {now.canary} of {model!r} is the canary already; accept or reject it first.")
         if now.canary is None:
             _require_ready(client, model, number)
-        return replace(now, canary=number, rollout=rollout)
+        before = now.rollout
+        if before and (before.weight, before.mode) == (rollout.weight, rollout.mode):
+            return now
+        return replace(now, canary=number, rollout=replace(rollout, since=datetime.now(UTC).isoformat()))
 
-    return _move(client, engine, model, change, reason, who)
+    return _move(client, engine, model, change, said)
 
 
-def accept_canary(
-    client: MlflowRest, engine: Engine, model: str, tried: int | None, *, reason: str, who: str = ""
-) -> Roles:
+def accept_canary(client: MlflowRest, engine: Engine, model: str, tried: int | None, **said: Unpack[Said]) -> Roles:
     """Make the canary production, if it is the version that was `tried`. The roles then."""
 
     def change(now: Roles) -> Roles:
@@ -181,17 +205,17 @@ def accept_canary(
         outgoing = now.production if living(client, model, now.production) else None
         return Roles(number, None, outgoing)
 
-    return _move(client, engine, model, change, reason, who)
+    return _move(client, engine, model, change, said)
 
 
-def stop_canary(client: MlflowRest, engine: Engine, model: str, *, reason: str, who: str = "") -> Roles:
+def stop_canary(client: MlflowRest, engine: Engine, model: str, **said: Unpack[Said]) -> Roles:
     """Take the canary's role from it. The roles then."""
 
     def change(now: Roles) -> Roles:
         _require_canary(model, now)
         return replace(now, canary=None, rollout=None)
 
-    return _move(client, engine, model, change, reason, who)
+    return _move(client, engine, model, change, said)
 
 
 def actor() -> str:
@@ -203,26 +227,38 @@ def actor() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _move(
-    client: MlflowRest, engine: Engine, model: str, change: Callable[[Roles], Roles], reason: str, who: str
-) -> Roles:
+def _move(client: MlflowRest, engine: Engine, model: str, change: Callable[[Roles], Roles], said: Said) -> Roles:
     """Move the roles to what `change` makes of them as they are; the roles then. `change` raises to refuse."""
-    with writing(engine) as session:
-        before = roles(client, model)
-        after = change(before)
-        recorded = replace(_recorded(session, model), rollout=before.rollout)
-        _record(session, model, recorded, before, "unknown", "found moved, by none of our moves")
-        _record(session, model, before, after, who or actor(), reason)
-        session.flush()
-        try:
-            for call in _calls(client, model, before, after):
-                call()
-        except BaseException:
-            for call in _calls(client, model, after, before):
-                with suppress(RegistryError):
-                    call()
-            raise
+    who, evidence = said.get("who") or actor(), said.get("evidence")
+    try:
+        with writing(engine) as session:
+            before = roles(client, model)
+            if said.get("only_from", before) != before:
+                raise RolesMovedError(f"The roles of {model!r} are others by now.")
+            after = change(before)
+            recorded = replace(_recorded(session, model), rollout=before.rollout)
+            _record(session, model, recorded, before, "unknown", "found moved, by none of our moves", None)
+            _record(session, model, before, after, who, said["reason"], evidence)
+            session.flush()
+            _carry_out(client, model, before, after)
+    except RegistryError as error:
+        if not isinstance(error, RegistryFailedError | RolesMovedError):
+            with suppress(DatabaseError):  # the refusal itself says more
+                note(engine, "refused", model=model, actor=who, reason=f"{said['reason']}: {error}", evidence=evidence)
+        raise
     return after
+
+
+def _carry_out(client: MlflowRest, model: str, before: Roles, after: Roles) -> None:
+    """Move the aliases; back again, if one cannot be."""
+    try:
+        for call in _calls(client, model, before, after):
+            call()
+    except BaseException:
+        for call in _calls(client, model, after, before):
+            with suppress(RegistryError):
+                call()
+        raise
 
 
 def _calls(client: MlflowRest, model: str, before: Roles, after: Roles) -> Iterator[Callable[[], None]]:
@@ -242,18 +278,25 @@ def _calls(client: MlflowRest, model: str, before: Roles, after: Roles) -> Itera
 
 def _recorded(session: Session, model: str) -> Roles:
     """The roles as the audit's last rows left them."""
-    query = select(RoleMove).where(RoleMove.model == model).order_by(RoleMove.id)
-    return Roles(**{move.role: move.to_version for move in session.scalars(query)})  # type: ignore[arg-type]
+    query = select(Entry).where(Entry.model == model, Entry.action == "move").order_by(Entry.id)
+    return Roles(**{str(move.role): move.to_version for move in session.scalars(query)})  # type: ignore[arg-type]
 
 
-def _record(session: Session, model: str, before: Roles, after: Roles, who: str, reason: str) -> None:
+def _record(
+    session: Session,
+    model: str,
+    before: Roles,
+    after: Roles,
+    who: str,
+    reason: str,
+    evidence: dict[str, Any] | None,
+) -> None:
     """One audit row for each role that goes from one version to another, and for a canary whose rollout changes."""
     for role in ROLES:
         source, target = getattr(before, role), getattr(after, role)
         if source != target or (role == CANARY and target and after.rollout not in (None, before.rollout)):
-            session.add(
-                RoleMove(model=model, role=role, from_version=source, to_version=target, actor=who, reason=reason)
-            )
+            move = {"model": model, "role": role, "from_version": source, "to_version": target}
+            session.add(Entry(**move, actor=who, reason=reason, evidence=evidence))
 
 
 def _roles(model: Model) -> Roles:
@@ -265,7 +308,7 @@ def _rollout(text: str, canary: int | None) -> Rollout | None:
     """What a model's tag says of its canary; None when it speaks of another version, or says nothing that can be."""
     try:
         said = json.loads(text)
-        rollout = Rollout(float(said["weight"]), said["mode"])
+        rollout = Rollout(float(said["weight"]), said["mode"], str(said.get("since", "")))
     except (ValueError, KeyError, TypeError):
         return None
     sound = 0 <= rollout.weight <= 1 and rollout.mode in ("split", "shadow")
@@ -273,7 +316,7 @@ def _rollout(text: str, canary: int | None) -> Rollout | None:
 
 
 def _once_production(engine: Engine, model: str) -> set[int | None]:
-    return {move.to_version for move in history(engine, model) if move.role == PRODUCTION}
+    return {move.to_version for move in moves(engine, model) if move.role == PRODUCTION}
 
 
 def _without_double_canary(roles: Roles) -> Roles:

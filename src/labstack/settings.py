@@ -7,11 +7,11 @@ environment wins over it, and an empty variable counts as unset. `.env.example` 
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -121,13 +121,59 @@ class Settings(BaseSettings):
     )
     max_request_rows: int = Field(10_000, ge=1, description="Rows that one prediction request may hold.")
     max_request_bytes: int = Field(4_194_304, ge=1, description="Bytes that one request's body may hold.")
-    log_inputs: bool = Field(True, description="Whether the log line of a prediction holds its input, and input_stats.")
-    log_predictions: float = Field(1, ge=0, le=1, description="The share of predictions that are logged.")
+    log_inputs: bool = Field(
+        True, description="Whether log lines and the prediction log hold the inputs of predictions, and input_stats."
+    )
+    log_predictions: float = Field(1, ge=0, le=1, description="The share of predictions that get a log line.")
+    prediction_log: Literal["off", "batched", "durable"] = Field(
+        "batched",
+        description="Whether predictions are kept in our database: in batches, or each before its answer is sent.",
+    )
+    prediction_log_days: float = Field(30, gt=0, description="How long predictions and their outcomes are kept.")
+    prediction_log_rows: int = Field(1_000_000, ge=1, description="How many predictions are kept at most.")
+    drift_window_seconds: float = Field(3600, ge=1, description="How far back drift is looked for.")
+    drift_minimum_rows: int = Field(200, ge=1, description="The rows of a window that a verdict on drift needs.")
+    drift_watch: float = Field(0.1, gt=0, description="From which PSI on a feature is to be watched.")
+    drift_drifted: float = Field(0.25, gt=0, description="From which PSI on a feature has drifted.")
+    canary_auto: bool = Field(False, description="Whether the API acts on its verdicts on canaries by itself.")
+    canary_steps: Annotated[tuple[float, ...], NoDecode] = Field(
+        (0.05, 0.1, 0.25, 0.5, 1),
+        min_length=1,
+        description="The shares that a canary advances through; at 1, the last, it becomes production.",
+    )
+    canary_interval_seconds: float = Field(
+        10, gt=0, description="How often canaries are judged, old predictions removed, and windows merged."
+    )
+    canary_minimum_requests: int = Field(200, ge=1, description="The requests in a step that a verdict needs.")
+    canary_failure_budget: int = Field(
+        10, ge=0, description="The failed predictions of one step after which a canary is rolled back at once."
+    )
+    canary_margin: float = Field(
+        0.02, gt=0, lt=1, description="How much worse a canary may be: in error rate, in accuracy, in mean error."
+    )
+    canary_latency_ratio: float = Field(
+        1.5, gt=1, description="How much longer a canary's median and 99th percentile may take than production's."
+    )
+    canary_agreement: float = Field(
+        0.8, ge=0, le=1, description="The share of rows on which a canary must agree with production."
+    )
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _in_capitals(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("canary_steps", mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("canary_steps")
+    @classmethod
+    def _ascending_to_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)) or value[0] <= 0 or value[-1] != 1:
+            raise ValueError("give ascending shares above 0, of which the last is 1, as in 0.05,0.25,1")
+        return value
 
 
 def reached_at(host: str) -> str:

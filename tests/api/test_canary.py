@@ -16,7 +16,7 @@ from labstack.api.app import create_app
 from labstack.api.service import Service
 from labstack.contract import Contract, Feature, Plan
 from labstack.registry import Rollout
-from labstack.store.audit import history
+from labstack.store.audit import moves
 from tests.api.test_follower import stored
 from tests.conftest import IRIS_ROW, Lab, wait_until
 
@@ -59,10 +59,10 @@ def test_a_canary_starts_is_accepted_and_rolled_back(client: FlaskClient, lab: L
     assert (answered(client)["version"], answered(client)["role"]) == (2, "production")
     assert client.post("/rollback", json={"model": model}).json["production"] == 1
     assert answered(client)["version"] == 1
-    rows = [(move.role, move.to_version, move.reason) for move in reversed(history(lab.engine, model))]
+    rows = [(move.role, move.to_version, move.reason) for move in reversed(moves(lab.engine, model))]
     assert ("canary", 2, "it looks good") in rows
     assert rows[-2:] == [("production", 1, "rollback"), ("previous", 2, "rollback")]
-    assert {move.actor for move in history(lab.engine, model)[:-1]} == {"operator at 127.0.0.1"}
+    assert {move.actor for move in moves(lab.engine, model)[:-1]} == {"operator at 127.0.0.1"}
 
 
 def test_a_canary_is_reweighted_and_rejected(client: FlaskClient, model: str) -> None:

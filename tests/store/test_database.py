@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, text
 
 from labstack.store import audit, datasets  # noqa: F401  # the tables that are compared
-from labstack.store.audit import RoleMove, history
+from labstack.store.audit import Entry, moves
 from labstack.store.database import DatabaseError, Table, connect, migrate, reading, writing
 from tests.conftest import environment
 
 
-def move(number: int) -> RoleMove:
-    return RoleMove(model="m", role="production", from_version=None, to_version=number, actor="a", reason="r")
+def move(number: int) -> Entry:
+    return Entry(model="m", role="production", from_version=None, to_version=number, actor="a", reason="r")
 
 
 def test_sqlite_is_set_up_for_several_processes(engine: Engine) -> None:
@@ -38,7 +39,7 @@ def test_the_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> N
 
 def test_migrating_again_changes_nothing(engine: Engine) -> None:
     migrate(engine)
-    assert history(engine) == []
+    assert moves(engine) == []
 
 
 @pytest.mark.usefixtures("group_writable")
@@ -71,7 +72,7 @@ def test_two_writers_queue(engine: Engine) -> None:
     def second() -> None:
         inside.wait(10)
         with writing(engine) as session:
-            entered.append(len(session.query(RoleMove).all()))
+            entered.append(len(session.query(Entry).all()))
 
     thread = threading.Thread(target=second)
     thread.start()
@@ -89,7 +90,7 @@ def test_a_failed_transaction_leaves_nothing(engine: Engine) -> None:
         session.add(move(1))
         session.flush()
         raise RuntimeError("midway")
-    assert history(engine) == []
+    assert moves(engine) == []
 
 
 def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_full_disk_is_said_so(engine: Engine) -> None:
         pages = session.execute(text("PRAGMA page_count")).scalar()
         session.execute(text(f"PRAGMA max_page_count = {pages}"))
         session.add_all([move(number) for number in range(5000)])
-    assert history(engine) == []
+    assert moves(engine) == []
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
@@ -153,3 +154,17 @@ def test_rows_of_the_first_form_are_taken_over(tmp_path: Path) -> None:
             connection.execute(query, {"c": cells})
     migrate(engine)
     assert list(datasets.read(engine, "t").dicts()) == [{"a": 1.5, "b": "x"}, {"a": None, "b": None}]
+
+
+def test_moves_of_the_second_form_are_taken_over(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path}/lab.db")
+    migrate(engine, "0002")
+    with engine.execution_options(writes=True).begin() as connection:
+        for number in (1, 2):
+            values = {"at": f"2026-01-0{number} 00:00:00", "to": number}
+            query = "INSERT INTO role_moves VALUES (NULL, :at, 'm', 'production', NULL, :to, 'me', 'why')"
+            connection.execute(text(query), values)
+    migrate(engine)
+    newest, oldest = moves(engine, "m")
+    assert (newest.to_version, oldest.to_version, oldest.actor, oldest.reason) == (2, 1, "me", "why")
+    assert oldest.at == datetime(2026, 1, 1, tzinfo=UTC)

@@ -15,7 +15,7 @@ import pytest
 
 from labstack import registry
 from labstack.registry import Roles
-from labstack.store.audit import history
+from labstack.store.audit import moves
 from labstack.training import config
 from tests.conftest import Lab, free_port, run_api
 
@@ -69,7 +69,7 @@ def test_the_exit_code_tells_a_gate_that_was_not_passed(lab: Lab, tmp_path: Path
     assert "has not passed its gates: threshold r2 failed: r2 0.8" in refused.stderr
     forced = lab.run("promote", name, "1", "--force", "--reason", "we know better")
     assert (forced.returncode, forced.stdout.startswith(f"{name} version 1 is production; ")) == (0, True)
-    assert history(lab.engine, name)[0].reason == "we know better"
+    assert moves(lab.engine, name)[0].reason == "we know better"
 
 
 def test_nobody_at_a_terminal_means_no(lab: Lab, tmp_path: Path, name: str) -> None:

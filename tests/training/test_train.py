@@ -17,7 +17,7 @@ from labstack.contract import Contract
 from labstack.errors import LabError
 from labstack.registry import Roles
 from labstack.store import datasets
-from labstack.store.audit import RoleMove, history
+from labstack.store.audit import Entry, moves
 from labstack.training import card, config, data, gates, progress, train
 from labstack.training.gates import Gate
 from labstack.training.promotion import GATES_TAG, TrainingError
@@ -33,9 +33,9 @@ RIDGES = [
 ]
 
 
-def production_moves(lab: Lab, model: str) -> list[RoleMove]:
+def production_moves(lab: Lab, model: str) -> list[Entry]:
     """The moves of production, newest first."""
-    return [move for move in history(lab.engine, model) if move.role == "production"]
+    return [move for move in moves(lab.engine, model) if move.role == "production"]
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def test_the_first_version_becomes_production(lab: Lab) -> None:
     assert registry.all_roles(lab.registry)["iris"] == Roles(production=1)
-    [move] = history(lab.engine, "iris")
+    [move] = moves(lab.engine, "iris")
     assert (move.from_version, move.to_version) == (None, 1)
     assert move.reason.startswith("the model had no production version, accuracy 0.9")
 

@@ -38,6 +38,7 @@ class HotLane:
         self._service = service
         self._other = other
         self._limit = service.settings.max_request_bytes
+        self._waits = service.recorder.is_durable  # for a commit, which the loop that answers quick ones must not
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] == "POST" and environ.get("CONTENT_TYPE") == "application/json":
@@ -78,6 +79,8 @@ class HotLane:
 
     def _asked(self, path: str) -> tuple[str, Lineup | None]:
         """The endpoint, and the lineup that a path asks for a prediction, if it is one."""
+        if self._waits:
+            return path, None
         lineups = self._service.follower.lineups
         if path == SUFFIX:
             return path, lineups.get(self._service.settings.default_model_name)

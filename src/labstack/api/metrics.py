@@ -8,6 +8,7 @@ as one without would be written when it is defined, in the arbiter.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.metrics_core import Metric
@@ -27,6 +28,7 @@ rows = Counter("labstack_predicted_rows", "Rows that a version predicted for cal
 outside = Counter(
     "labstack_out_of_range_values", "Values beyond the range of training, predicted all the same.", BY_ROLE
 )
+classes = Counter("labstack_predicted_classes", "Rows by the class that was predicted.", (*BY_ROLE, "class"))
 latency = Histogram(
     "labstack_prediction_seconds", "From a request's coming to its answer.", BY_ROLE, buckets=LATENCY_BUCKETS
 )
@@ -35,10 +37,17 @@ failures = Counter(
 )
 shadowed = Counter(
     "labstack_shadow_rows",
-    "Rows that a canary predicted beside production, by outcome.",
+    "Rows that a canary and production both predicted, by outcome.",
     ("model", "version", "outcome"),
 )
 dropped = Counter("labstack_dropped", "What was not recorded, as its queue was full.", ("what",))
+kept = Counter("labstack_kept", "What was written to our database.", ("what",))
+database = Gauge(
+    "labstack_database_reachable",
+    "1 when every worker's last write to our database went well.",
+    ("database",),
+    multiprocess_mode="livemin",
+)
 reloads = Counter("labstack_reloads", "Reloads that operators asked for, by outcome.", ("outcome",))
 serving = Gauge(
     "labstack_serving_workers", "Workers that serve a version in a role.", BY_ROLE, multiprocess_mode="livesum"
@@ -57,9 +66,18 @@ def collect() -> list[Metric]:
     return list(_registry().collect())
 
 
-def text() -> bytes:
-    """All metrics in Prometheus' text form."""
-    return generate_latest(_registry())
+class Found(NamedTuple):
+    """Metrics as they are, for the library's writer, which asks a registry for them."""
+
+    found: Sequence[Metric]
+
+    def collect(self) -> Sequence[Metric]:
+        return self.found
+
+
+def text(more: Sequence[Metric] = ()) -> bytes:
+    """All metrics, and those that somebody else found, in Prometheus' text form."""
+    return generate_latest(Found([*collect(), *more]))
 
 
 def total(counter: Counter, among: Sequence[Metric] | None = None, /, **labels: str) -> dict[tuple[str, ...], float]:

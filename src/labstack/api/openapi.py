@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 import labstack
 from labstack.api.routes.admin import Move, Update
 from labstack.api.routes.data import MAX_OFFSET, MAX_PAGE, PAGE_ROWS
+from labstack.api.routes.monitoring import MAX_ENTRIES, MAX_ID, PAGE_ENTRIES, Feedback
 from labstack.api.serving.lineup import Lineup
 from labstack.api.tensors import InferRequest
 from labstack.contract import LARGEST, Contract, Feature
@@ -29,6 +30,9 @@ ERRORS = {
     "ready": (503,),
     "hook": (202, 403, 404),
     "data": (400, 403, 404, 413, 415, 422, 429, 503),
+    "feedback": (400, 404, 409, 413, 415, 422, 503),
+    "drift": (404, 503),
+    "audit": (422, 503),
     "info": (),
 }
 KINDS = {
@@ -43,6 +47,9 @@ KINDS = {
     "model_info": "model",
     "canary_status": "model",
     "mlflow_webhook": "hook",
+    "feedback": "feedback",
+    "drift": "drift",
+    "entries": "audit",
     **dict.fromkeys(("list_data", "read_data", "append_data"), "data"),
     **dict.fromkeys(("reload", "update_model", "accept_next_model", "reject_next_model", "rollback"), "operators"),
 }
@@ -52,12 +59,22 @@ BODIES: dict[str, type[BaseModel]] = {
     "reject_next_model": Move,
     "rollback": Move,
     "infer": InferRequest,
+    "feedback": Feedback,
 }
 ROWS: Schema = {"anyOf": [OBJECT, {"type": "array", "items": OBJECT, "minItems": 1}], "description": "Rows, whole."}
-PAGE: dict[str, Schema] = {
-    "offset": {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
-    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": PAGE_ROWS},
-    "format": {"enum": ["json", "csv"]},
+MODEL: dict[str, Schema] = {"model": {"type": "string"}}
+QUERIES: dict[str, dict[str, Schema]] = {
+    **dict.fromkeys(("model_info", "canary_status", "drift"), MODEL),
+    "read_data": {
+        "offset": {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
+        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": PAGE_ROWS},
+        "format": {"enum": ["json", "csv"]},
+    },
+    "entries": MODEL
+    | {
+        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_ENTRIES, "default": PAGE_ENTRIES},
+        "before": {"type": "integer", "minimum": 1, "maximum": MAX_ID},
+    },
 }
 TEXTS = {"prometheus": TEXT, "ping": TEXT, "version": TEXT, "docs": "text/html"}
 
@@ -141,11 +158,8 @@ def _operation(ident: str, name: str, text: str, arguments: set[str], key: str |
         }
         for argument in sorted(arguments)
     ]
-    if name in ("model_info", "canary_status"):
-        parameters.append({"name": "model", "in": "query", "required": False, "schema": {"type": "string"}})
-    if name == "read_data":
-        for argument, schema in PAGE.items():
-            parameters.append({"name": argument, "in": "query", "required": False, "schema": schema})
+    for argument, schema in QUERIES.get(name, {}).items():
+        parameters.append({"name": argument, "in": "query", "required": False, "schema": schema})
     if kind == "predict":
         parameters.append({"name": "X-Canary-Key", "in": "header", "required": False, "schema": {"type": "string"}})
     if parameters:
@@ -160,6 +174,9 @@ def _contents(name: str, key: str | None) -> Schema:
     if name.startswith("predict") and key:
         content = {JSON: {"schema": {"$ref": f"#/components/schemas/{key}.answer"}}}
         found["requestBody"] = _body({"$ref": f"#/components/schemas/{key}.body"})
+    elif name == "feedback":
+        one = {"$ref": "#/components/schemas/Feedback"}
+        found["requestBody"] = _body({"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]})
     elif name in BODIES:
         found["requestBody"] = _body(
             {"$ref": f"#/components/schemas/{BODIES[name].__name__}"}, required=BODIES[name] is not Move

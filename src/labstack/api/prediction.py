@@ -9,7 +9,8 @@ import orjson
 from orjson import Fragment
 
 from labstack.api.problems import PredictionFailedError, Problem, listed
-from labstack.api.recorder import SHADOWED_ROWS, Record, Shadow
+from labstack.api.record import Record
+from labstack.api.recorder import SHADOWED_ROWS, Shadow
 from labstack.api.service import Service
 from labstack.api.serving.lineup import Lineup, Role, Served
 from labstack.api.serving.predictor import Predictions
@@ -58,20 +59,33 @@ def run(
     role = lineup.pick(call.key) if version is None else service.role(lineup, version)
     served = role.served
     matrix, remarks = served.plan.parse(rows, place)
+    trial = lineup.trial if version is None else ""  # a caller who chose the version says nothing of both
     try:
         predictions = served.predictor.predict(matrix)
     except Exception as error:
-        failed = PredictionFailedError(role)
+        failed = PredictionFailedError(role, trial)
         if role is lineup.production or version is not None:
             raise failed from error
-        failed.record(error, call.request_id)
+        failed.record(service.recorder, error, call.request_id)
         return run(service, replace(lineup, canary=None), rows, place, call)  # no caller pays for a trial
     latency_ms = (time.perf_counter() - call.started) * 1000
     service.recorder.put(
-        Record(call.endpoint, call.path, call.request_id, latency_ms, role, matrix, remarks, predictions)
+        Record(
+            call.endpoint,
+            call.path,
+            call.request_id,
+            time.time(),
+            latency_ms,
+            role,
+            trial,
+            matrix,
+            remarks,
+            predictions,
+        )
     )
-    if role is lineup.production and (shadow := lineup.shadow(call.key)):
-        service.recorder.shadow(Shadow(shadow, rows[:SHADOWED_ROWS], predictions.outputs[:SHADOWED_ROWS]))
+    if trial and (other := lineup.beside(role, call.key)):
+        few = rows[:SHADOWED_ROWS], predictions.outputs[:SHADOWED_ROWS]
+        service.recorder.shadow(Shadow(lineup.canary, trial, other, *few))  # type: ignore[arg-type]  # trial: there is one
     return Predicted(role, predictions, remarks)
 
 

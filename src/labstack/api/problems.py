@@ -5,11 +5,12 @@ from http import HTTPStatus
 
 import orjson
 import structlog
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, request
 from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from labstack.api import metrics
+from labstack.api.recorder import Recorder
 from labstack.api.serving.lineup import Role
 from labstack.contract import ContractError, Remarks
 from labstack.errors import LabError
@@ -33,14 +34,13 @@ class Problem(Exception):  # noqa: N818  # the word of RFC 9457
 class PredictionFailedError(Exception):
     """A version in a role failed to predict rows that were in order."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, trial: str) -> None:
         super().__init__(f"Version {role.served.version} of {role.served.model!r} failed to predict.")
-        self.role = role
+        self.role, self.trial = role, trial
 
-    def record(self, cause: BaseException | None, request_id: str) -> None:
+    def record(self, recorder: Recorder, cause: BaseException | None, request_id: str) -> None:
         """Count it, and log what was raised."""
-        served = self.role.served
-        metrics.failures.labels(served.model, str(served.version), self.role.name).inc()
+        recorder.fail(self.role, self.trial)
         log.error("prediction failed", exc_info=cause, role=self.role.name, request_id=request_id)
 
 
@@ -94,7 +94,7 @@ def _from_contract(error: ContractError) -> Response:
 
 
 def _from_prediction(error: PredictionFailedError) -> Response:
-    error.record(error.__cause__, g.get("request_id"))
+    error.record(current_app.extensions["labstack"].recorder, error.__cause__, g.get("request_id"))
     return _answer(Problem(500, "prediction", f"{error} The log says why, under this request id."))
 
 

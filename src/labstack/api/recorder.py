@@ -1,6 +1,7 @@
-"""The thread in each worker that turns finished predictions into log lines and metrics, off the request's path.
+"""The thread in each worker that turns finished predictions into log lines, counts and metrics, off the request's path.
 
-A canary in shadow mode predicts in a thread of its own: it may be slow, and must delay neither callers nor the log.
+What it counts, and the predictions themselves, another thread writes to our database (`prediction_log.py`). Production
+and a canary predict each other's rows in a third: it may be slow, and must delay neither callers nor the log.
 """
 
 import math
@@ -17,10 +18,12 @@ import structlog
 
 from labstack import logs
 from labstack.api import metrics
-from labstack.api.serving.lineup import Role, Served
-from labstack.api.serving.predictor import Predictions
+from labstack.api.prediction_log import PredictionLog
+from labstack.api.record import Record, outputs
+from labstack.api.serving.lineup import Canary, Role, Served
+from labstack.api.windows import Windows
 from labstack.background import Background
-from labstack.contract import Contract, Matrix, Remarks
+from labstack.contract import Contract, ContractError, Matrix
 from labstack.settings import Settings
 
 LOGGED_ROWS = 10  # of one request; a line of the log must stay one that people and collectors can read
@@ -34,26 +37,16 @@ AGREEMENT = 0.05  # two values agree when they differ by at most this share of p
 log = structlog.get_logger(__name__)
 
 
-class Record(NamedTuple):
-    """A finished prediction."""
-
-    endpoint: str  # the pattern of its path
-    path: str
-    request_id: str
-    latency_ms: float
-    role: Role
-    matrix: Matrix
-    remarks: Remarks
-    predictions: Predictions
-
-
 class Shadow(NamedTuple):
-    """The first rows of a request, what production predicted for them, and the canary that is to predict them too.
+    """The first rows of a request, what one version predicted for them, and the one that is to predict them too.
 
-    Rows and no matrix, as the canary may have its columns in another order, or codes of its own for categories.
+    Of both one is production and the other its canary; who answered is `asked`'s other. Rows and no matrix, as the two
+    may have their columns in another order, or codes of their own for categories.
     """
 
-    canary: Served
+    canary: Canary
+    trial: str
+    asked: Served
     rows: list[Any]
     outputs: list[str] | list[float]
 
@@ -92,12 +85,16 @@ class Window:
 class Recorder:
     def __init__(self, settings: Settings) -> None:
         self._log_inputs, self._share = settings.log_inputs, settings.log_predictions
-        self._windows: WeakKeyDictionary[Served, Window] = WeakKeyDictionary()
+        self._recent: WeakKeyDictionary[Served, Window] = WeakKeyDictionary()
+        self._windows = Windows(settings.drift_window_seconds)
+        self._log = PredictionLog(settings, self._windows)
+        self.is_durable = self._log.mode == "durable"
         self._records = Background("recorder", self._record, partial(_drop, "records"), WAITING_RECORDS)
         self._shadows = Background("shadow", self._compare, partial(_drop, "shadows"), WAITING_SHADOWS)
 
     def start(self) -> None:
         logs.output.start(partial(_drop, "log lines"))
+        self._log.start()
         self._records.start()
         self._shadows.start()
 
@@ -105,14 +102,26 @@ class Recorder:
         """End the threads when everything put before is recorded."""
         self._records.stop()
         self._shadows.stop(seconds=3)
+        self._log.stop()
         logs.output.stop()
 
     def put(self, record: Record) -> None:
-        """Hand over a finished prediction; never waits."""
+        """Hand over a finished prediction; never waits, unless the prediction log is to be durable.
+
+        Raises NotKeptError then, when the prediction could not be kept.
+        """
+        if self.is_durable:
+            self._log.keep(record)
         self._records.put(record)
 
+    def fail(self, role: Role, trial: str) -> None:
+        """Count a request whose rows were in order and which a version failed to predict."""
+        served = role.served
+        metrics.failures.labels(served.model, str(served.version), role.name).inc()
+        self._windows.failed(served, role.name, trial)
+
     def shadow(self, shadow: Shadow) -> None:
-        """Hand over rows for a canary to predict beside production; never waits."""
+        """Hand over rows for production or its canary to predict too; never waits."""
         self._shadows.put(shadow)
 
     def _record(self, records: list[Record]) -> None:
@@ -125,27 +134,34 @@ class Recorder:
             except Exception:  # one record that cannot be written must not end the recording of all
                 log.exception("prediction not recorded", request_id=record.request_id)
         self._count(records)
+        self._log.put(records)
 
     def _window(self, served: Served) -> Window:
-        if served not in self._windows:
-            self._windows[served] = Window(served.contract)
-        return self._windows[served]
+        if served not in self._recent:
+            self._recent[served] = Window(served.contract)
+        return self._recent[served]
 
     def _count(self, records: list[Record]) -> None:
         metrics.waiting.labels("records").set(self._records.waiting)
         for endpoint, number in Counter(record.endpoint for record in records).items():
             metrics.requests.labels(endpoint, "200").inc(number)
-        by_role: dict[Role, list[Record]] = {}
+        by_role: dict[tuple[Role, str], list[Record]] = {}
         for record in records:
-            by_role.setdefault(record.role, []).append(record)
-        for role, found in by_role.items():
-            labels = role.served.model, str(role.served.version), role.name
+            by_role.setdefault((record.role, record.trial), []).append(record)
+        for (role, trial), found in by_role.items():
+            served = role.served
+            matrices, latencies = [record.matrix for record in found], [record.latency_ms for record in found]
+            said: list[Any] = [output for record in found for output in record.predictions.outputs]
+            self._windows.answered(served, role.name, trial, matrices, said, latencies)
+            labels = served.model, str(served.version), role.name
             metrics.predictions.labels(*labels).inc(len(found))
-            metrics.rows.labels(*labels).inc(sum(len(record.matrix) for record in found))
+            metrics.rows.labels(*labels).inc(len(said))
             metrics.outside.labels(*labels).inc(sum(len(record.remarks) for record in found))
+            for name, number in Counter(said).items() if served.contract.classes else ():
+                metrics.classes.labels(*labels, name).inc(number)
             observe = metrics.latency.labels(*labels).observe
-            for record in found:
-                observe(record.latency_ms / 1000)
+            for latency in latencies:
+                observe(latency / 1000)
 
     def _fields(self, record: Record, stats: orjson.Fragment) -> dict[str, Any]:
         served = record.role.served
@@ -165,27 +181,26 @@ class Recorder:
         if self._log_inputs:
             fields["input"] = served.plan.inputs(record.matrix[:LOGGED_ROWS])
             fields["input_stats"] = stats
-        key = "class" if served.contract.task == "classification" else "value"
-        outputs: list[dict[str, Any]] = [{key: output} for output in record.predictions.outputs[:LOGGED_ROWS]]
-        probabilities = record.predictions.probabilities
-        if probabilities is not None:
-            for output, row in zip(outputs, probabilities[:LOGGED_ROWS].tolist(), strict=True):
-                output["confidence"] = max(row)
-        fields["prediction"] = outputs
+        fields["prediction"] = outputs(record, LOGGED_ROWS)
         return fields
 
     def _compare(self, shadows: list[Shadow]) -> None:
-        for shadow in shadows:
-            labels = shadow.canary.model, str(shadow.canary.version)
+        for canary, trial, asked, rows, answered in shadows:
+            labels = canary.served.model, str(canary.served.version)
             try:
-                matrix, _ = shadow.canary.plan.parse(shadow.rows)
-                theirs, mine = shadow.canary.predictor.predict(matrix).outputs, shadow.outputs
-                agreed = sum(map(_agree, mine, theirs))
+                matrix, _ = asked.plan.parse(rows)
+                found = asked.predictor.predict(matrix).outputs
+                own, production = (found, answered) if asked is canary.served else (answered, found)
+                agreed = sum(map(_agree, production, own))
+                self._windows.compared(canary.served, canary.name, trial, own, production, agreed)
                 metrics.shadowed.labels(*labels, "agreed").inc(agreed)
-                metrics.shadowed.labels(*labels, "differed").inc(len(mine) - agreed)
+                metrics.shadowed.labels(*labels, "differed").inc(len(own) - agreed)
             except Exception as error:  # whatever a canary does, production answers
-                metrics.shadowed.labels(*labels, "failed").inc(len(shadow.rows))
-                log.error("shadow failed", model=labels[0], version=shadow.canary.version, error=str(error))
+                if asked is canary.served:
+                    metrics.shadowed.labels(*labels, "failed").inc(len(rows))
+                    self._windows.failed_beside(canary.served, canary.name, trial, len(rows))
+                if asked is canary.served or not isinstance(error, ContractError):  # a canary may take more
+                    log.error("shadow failed", model=labels[0], version=asked.version, error=str(error))
 
 
 def _drop(what: str) -> None:

@@ -67,6 +67,19 @@ def parse_json(text: bytes) -> Any:
         raise Problem(400, "json", f"The body is not JSON: {fault}.") from None
 
 
+def model_asked() -> str:
+    """The model that the query asks about, by default the default model."""
+    return request.args.get("model") or service().settings.default_model_name
+
+
+def number_asked(name: str, default: int, least: int, most: int) -> int:
+    """A whole number of the query. Raises Problem."""
+    text = request.args.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise Problem(422, "query", f"{name} is {text!r}; a whole number from {least} to {most} is needed.")
+    return int(text)
+
+
 def _begin() -> None:
     g.started = time.perf_counter()
     g.request_id = request_id(request.headers.get("X-Request-Id", ""))

@@ -7,6 +7,7 @@ from functools import cached_property
 from sqlalchemy import Engine
 
 from labstack import registry
+from labstack.api.controller import Controller
 from labstack.api.problems import Problem
 from labstack.api.recorder import Recorder
 from labstack.api.serving.cache import Cache
@@ -32,15 +33,22 @@ class Service:
         """Start the worker's threads, and give the first look at the registry a moment before requests come in."""
         self.recorder.start()
         self.follower.start()
+        self.controller.start()
         self.follower.first_look.wait(FIRST_LOOK_SECONDS)
 
     def stop(self) -> None:
+        self.controller.stop()
         self.follower.stop()
         self.recorder.stop()
 
     @cached_property
+    def controller(self) -> Controller:
+        """What acts on what all workers and replicas did, in one of them."""
+        return Controller(self.settings, self.control, self.client, self.follower, lambda: self.engine)
+
+    @cached_property
     def engine(self) -> Engine:
-        """Our database, for the audit of what operators move. Raises DatabaseError."""
+        """Our database. Raises DatabaseError."""
         engine = connect(self.settings.lab_database_url)
         migrate(engine)
         return engine

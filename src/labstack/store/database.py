@@ -1,10 +1,11 @@
 """The engine, its transactions and its migrations.
 
-Who writes: training and the operators' commands. On SQLite a writing transaction takes the database's one write lock
-from its first statement (BEGIN IMMEDIATE), so that two writers queue instead of failing half-way; readers see the
-last commit and never wait (WAL).
+Who writes: training, the operators' commands, and the API's workers, which keep what they predicted. One transaction
+writes at a time: on SQLite it takes the database's write lock from its first statement (BEGIN IMMEDIATE), on PostgreSQL
+an advisory lock. So two writers queue instead of failing half-way; readers see the last commit and never wait.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from labstack.settings import ROOT
 
 MIGRATIONS = ROOT / "db" / "migrations"
 BUSY_TIMEOUT_SECONDS = 20.0
+ADVISORY_LOCK = 1_279_345_996  # any number that no other program takes for its own
 
 
 class DatabaseError(LabError):
@@ -44,14 +46,25 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
-def connect(url: str) -> Engine:
-    """An engine for `url`. Raises DatabaseError for a URL that names no database we can open."""
+def connect(url: str, busy_seconds: float = BUSY_TIMEOUT_SECONDS, durable: bool = False) -> Engine:
+    """An engine for `url`, which waits for another writer no longer than `busy_seconds`.
+
+    A commit of a `durable` one outlives a loss of power too. Raises DatabaseError for a URL that names no database we
+    can open.
+    """
     try:
         parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            options = f"-c lock_timeout={busy_seconds:g}s"
+            return create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                connect_args={"options": options, "connect_timeout": math.ceil(busy_seconds)},
+                pool_pre_ping=True,
+            )
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(url)
-        engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
-    except (ArgumentError, ImportError) as error:
+            raise DatabaseError(f"LAB_DATABASE_URL is of {parsed.drivername}; SQLite and PostgreSQL are known.")
+        engine = create_engine(parsed, connect_args={"timeout": busy_seconds})
+    except (ArgumentError, ImportError, ValueError) as error:
         raise DatabaseError(f"LAB_DATABASE_URL is not usable: {error}") from error
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +72,8 @@ def connect(url: str) -> Engine:
             Path(parsed.database).touch()  # with the umask's mode: SQLite's own would shut the group out
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+    if durable:
+        event.listen(engine, "connect", _wait_for_disk)
     return engine
 
 
@@ -78,6 +93,12 @@ def write_ahead(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> No
     cursor.close()
 
 
+def _wait_for_disk(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -87,8 +108,14 @@ def _begin_sqlite(connection: Connection) -> None:
 def writing(engine: Engine) -> Iterator[Session]:
     """A session in one writing transaction: committed at the end, rolled back on an exception."""
     with _usable(engine), Session(engine.execution_options(writes=True)) as session, session.begin():
-        session.connection()  # takes the write lock now, before anything is read
+        _lock(session.connection())  # now, before anything is read
         yield session
+
+
+def _lock(connection: Connection) -> None:
+    """Take the lock of writers, if the transaction's begin did not."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
 
 
 @contextmanager
@@ -107,6 +134,7 @@ def migrate(engine: Engine, revision: str = "head") -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
         with _usable(engine), engine.execution_options(writes=True).begin() as connection:
+            _lock(connection)
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, revision)
     except CommandError as error:

@@ -218,7 +218,7 @@ def status(lab: Lab, model: str | None, as_json: bool) -> None:
         found = registry.all_roles(lab.client)
         if model is not None and model not in found:
             raise LabError(f"The registry has no model {model!r}; it has: {', '.join(sorted(found)) or 'none'}.")
-        moves = audit.history(lab.engine, model)
+        moves = audit.moves(lab.engine, model)
         shown = [
             _held(name, role, found[name], moves)
             for name in (sorted(found) if model is None else [model])
@@ -428,7 +428,7 @@ def _moved(lab: Lab, said: str) -> None:
     click.echo(f"{said}; {promotion.tell_api(lab.settings)}")
 
 
-def _held(model: str, role: str, roles: registry.Roles, moves: list[audit.RoleMove]) -> dict[str, Any]:
+def _held(model: str, role: str, roles: registry.Roles, moves: list[audit.Entry]) -> dict[str, Any]:
     """A role of a model that a version has, and who gave it to it, as far as the audit knows."""
     number = getattr(roles, role)
     last = next((move for move in moves if (move.model, move.role) == (model, role)), None)

@@ -3,6 +3,7 @@
 import time
 from typing import Any, Literal, TypeVar
 
+import structlog
 from flask import Blueprint, request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +16,10 @@ from labstack.api.serving.control import REGISTRY
 from labstack.api.serving.follower import IncompatibleError, require_compatible
 from labstack.mlflow_rest import RegistryError
 from labstack.registry import Roles, Rollout
+from labstack.store import audit
+from labstack.store.database import DatabaseError
+
+log = structlog.get_logger(__name__)
 
 blueprint = Blueprint("admin", __name__)
 blueprint.before_request(require_operator)
@@ -48,7 +53,13 @@ def reload() -> dict[str, Any]:
     not reach the registry or load a version, or did not answer in time; what could not be followed is served as
     before.
     """
-    return _converge()
+    try:
+        converged = _converge()
+    except Problem as problem:
+        _note("reload", f"failed: {problem.detail}")
+        raise
+    _note("reload", f"followed by {len(converged['workers'])} workers")
+    return converged
 
 
 @blueprint.post("/update-model")
@@ -61,14 +72,14 @@ def update_model() -> dict[str, Any]:
     try:
         require_compatible(service().follower.open(record), production)
     except IncompatibleError as error:
-        raise Problem(
-            409, "incompatible", f"Version {asked.version} of {model!r} cannot be a canary. {error}"
+        raise _refused(
+            asked, "incompatible", f"Version {asked.version} of {model!r} cannot be a canary. {error}"
         ) from error
     except RegistryError:
         raise
     except Exception as error:
         text = f"Version {asked.version} of {model!r} could not be loaded: {error}"
-        raise Problem(409, "load-failed", text) from error
+        raise _refused(asked, "load-failed", text) from error
     weight = service().settings.canary_probability if asked.weight is None else asked.weight
     rollout = Rollout(weight, asked.mode)
     return _moved(model, registry.start_canary, asked, f"canary, {rollout}", asked.version, rollout)
@@ -113,10 +124,30 @@ def _model(asked: Move) -> str:
     return asked.model or service().settings.default_model_name
 
 
+def operator() -> str:
+    """Who asks, as the audit says it."""
+    return f"operator at {request.remote_addr}"
+
+
+def _refused(asked: Update, kind: str, text: str) -> Problem:
+    """What a version answers that cannot be a canary, noted in the audit."""
+    _note("refused", f"{asked.reason or 'canary'}: {text}", model=_model(asked), version=asked.version)
+    return Problem(409, kind, text)
+
+
+def _note(action: audit.Action, reason: str, **of: Any) -> None:
+    """Note what was no move in the audit; a database that is away keeps nobody from a reload."""
+    try:
+        audit.note(service().engine, action, actor=operator(), reason=reason, **of)
+    except DatabaseError as error:
+        log.error("audit not written", action=action, reason=reason, error=str(error))
+
+
 def _moved(model: str, move: Any, asked: Move, reason: str, *arguments: Any) -> dict[str, Any]:
     """Make a move, and answer when all workers follow it."""
-    who = f"operator at {request.remote_addr}"
-    roles: Roles = move(service().client, service().engine, model, *arguments, reason=asked.reason or reason, who=who)
+    roles: Roles = move(
+        service().client, service().engine, model, *arguments, reason=asked.reason or reason, who=operator()
+    )
     try:
         converged = _converge(model)
     except Problem as problem:

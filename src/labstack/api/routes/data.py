@@ -7,7 +7,7 @@ from flask import Blueprint, Response, request
 
 from labstack.api.operators import require_operator
 from labstack.api.problems import Problem
-from labstack.api.request import json_body, service
+from labstack.api.request import json_body, number_asked, service
 from labstack.store import datasets
 from labstack.store.datasets import Summary
 
@@ -35,7 +35,7 @@ def read_data(dataset: str) -> dict[str, Any] | Response:
         lines = datasets.csv_lines(engine, dataset)
         name = {"Content-Disposition": f'attachment; filename="{dataset}.csv"'}
         return Response(lines, content_type="text/csv; charset=utf-8", headers=name if dataset.isidentifier() else {})
-    offset, limit = _number("offset", 0, 0, MAX_OFFSET), _number("limit", PAGE_ROWS, 1, MAX_PAGE)
+    offset, limit = number_asked("offset", 0, 0, MAX_OFFSET), number_asked("limit", PAGE_ROWS, 1, MAX_PAGE)
     known = datasets.summary(engine, dataset)
     return _shown(known) | {"offset": offset, "data": list(datasets.read(engine, dataset, offset, limit).dicts())}
 
@@ -69,11 +69,3 @@ def _wants_csv() -> bool:
         raise Problem(422, "query", f"format is {form!r}; json or csv is needed.")
     best = request.accept_mimetypes.best_match(["application/json", "text/csv"])
     return form == "csv" or (not form and best == "text/csv")
-
-
-def _number(name: str, default: int, least: int, most: int) -> int:
-    """A whole number of the query. Raises Problem."""
-    text = request.args.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise Problem(422, "query", f"{name} is {text!r}; a whole number from {least} to {most} is needed.")
-    return int(text)

@@ -56,6 +56,8 @@ def _curl(method: str, path: str, operation: dict[str, Any], lineups: dict[str, 
         parts += ["-H", "X-Admin-Token: …"]
     if operation["tags"] == ["data"] and method == "post":
         parts += ["-H", "Content-Type: application/json", "-d", json.dumps(rows, ensure_ascii=False)]
+    elif path == "/feedback":
+        parts += ["-H", "Content-Type: application/json", "-d", '{"request_id": "…", "outcome": "…"}']
     elif "requestBody" in operation and lineup:
         sample = lineup.production.served.contract.sample.input
         body: Any = sample

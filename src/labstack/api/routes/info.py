@@ -1,16 +1,18 @@
 """What is served, and how well: for people, load balancers and operators."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 
-from labstack.api import metrics
-from labstack.api.request import service
-from labstack.api.serving.lineup import Canary, Role
+from labstack.api import metrics, monitor
+from labstack.api.request import model_asked, service
+from labstack.api.serving.lineup import Canary, Lineup, Role
 from labstack.settings import without_credentials
+from labstack.store.database import DatabaseError
 
 blueprint = Blueprint("info", __name__)
 
@@ -26,6 +28,9 @@ def welcome() -> dict[str, Any]:
             "predict_with": "/models/<model>/predict",
             "model_info": "/model-info",
             "canary_status": "/canary-status",
+            "drift": "/drift",
+            "audit": "/audit",
+            "console": "/console",
             "data": "/data",
             "docs": "/docs",
             "openapi": "/openapi.json",
@@ -65,7 +70,7 @@ def ready() -> dict[str, Any]:
 @blueprint.get("/model-info")
 def model_info() -> dict[str, Any]:
     """What is served of the default model, or of the one named by ?model=: since when, from which run, how good."""
-    role = service().lineup(_model()).production
+    role = service().lineup(model_asked()).production
     contract = role.served.contract
     return _shown(role) | {
         "task": contract.task,
@@ -78,11 +83,16 @@ def model_info() -> dict[str, Any]:
 
 @blueprint.get("/canary-status")
 def canary_status() -> dict[str, Any]:
-    """Production and canary of the default model, or of ?model=, and what all workers counted of each."""
-    model = _model()
+    """Production and canary of the default model, or of ?model=, what was counted of each, and the canary's verdict.
+
+    The counts are of this API's workers since it started; the verdict is by this step of the canary's trial, of all
+    that share our database. It is null where there is no canary.
+    """
+    model = model_asked()
     lineup = service().lineup(model)
     among = metrics.collect()  # once, as it reads every worker's files
     return {
+        "verdict": _verdict(lineup),
         "model": model,
         "production": _shown(lineup.production) | _counted(lineup.production, among),
         "canary": _shown(lineup.canary) | _counted(lineup.canary, among) if lineup.canary else None,
@@ -93,11 +103,18 @@ def canary_status() -> dict[str, Any]:
 @blueprint.get("/metrics")
 def prometheus() -> Response:
     """What all workers counted, in Prometheus' text form."""
-    return Response(metrics.text(), content_type=CONTENT_TYPE_LATEST)
+    more: list[Metric] = []
+    with suppress(DatabaseError):  # of which labstack_database_reachable tells
+        more = monitor.gauges(service().engine, service().settings, service().follower.lineups)
+    return Response(metrics.text(more), content_type=CONTENT_TYPE_LATEST)
 
 
-def _model() -> str:
-    return request.args.get("model") or service().settings.default_model_name
+def _verdict(lineup: Lineup) -> dict[str, Any] | None:
+    try:
+        found = monitor.step(service().engine, service().settings, lineup)
+    except DatabaseError as error:
+        return {"outcome": "inconclusive", "reason": str(error), "next_weight": None, "checks": []}
+    return found and monitor.shown_step(found)
 
 
 def _shown(role: Role) -> dict[str, Any]:

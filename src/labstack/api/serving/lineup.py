@@ -11,6 +11,7 @@ import orjson
 from labstack.api.serving.predictor import Predictor
 from labstack.contract import Contract, Plan
 from labstack.mlflow_rest import Version
+from labstack.monitoring.counts import Layout
 from labstack.registry import Rollout
 
 
@@ -32,6 +33,11 @@ class Served:
         first, *others = (orjson.dumps(name) + b":" for name in self.contract.classes)
         probabilities = (b',"probabilities":{' + first, *(b"," + other for other in others))
         return b'{"class":', b',"confidence":', *probabilities
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where what it sees and says is counted."""
+        return Layout(self.contract)
 
     @property
     def model(self) -> str:
@@ -84,6 +90,12 @@ class Lineup:
     production: Role
     canary: Canary | None = None
 
+    @cached_property
+    def trial(self) -> str:
+        """The step of the canary's trial, by a name that every replica gives it; empty without a canary."""
+        canary = self.canary
+        return "" if canary is None else f"{canary.served.version} {canary.rollout} {canary.rollout.since}"
+
     @property
     def roles(self) -> tuple[Role, ...]:
         return (self.production,) if self.canary is None else (self.production, self.canary)
@@ -95,9 +107,11 @@ class Lineup:
             return canary
         return self.production
 
-    def shadow(self, key: bytes) -> Served | None:
-        """Who predicts a request beside the one that answers it, off its path."""
+    def beside(self, role: Role, key: bytes) -> Served | None:
+        """Who predicts a request too, off its path: a canary in shadow, or production what a canary answered."""
         canary = self.canary
-        if canary is not None and canary.rollout.mode == "shadow" and canary.gets(key):
-            return canary.served
-        return None
+        if canary is None:
+            return None
+        if role is canary:
+            return self.production.served
+        return canary.served if canary.rollout.mode == "shadow" and canary.gets(key) else None

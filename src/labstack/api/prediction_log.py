@@ -1,0 +1,177 @@
+"""The thread in each worker that writes predictions and windows to our database, off the requests' path.
+
+A database that stalls or is away holds up nobody: what waits is bounded, and what found no place is counted. Only where
+the log is to be `durable` does a request wait, for the commit that holds its prediction, and fails without one.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+from sqlalchemy import Engine
+
+from labstack.api import metrics
+from labstack.api.record import Record, outputs
+from labstack.api.windows import Windows
+from labstack.errors import LabError
+from labstack.settings import Settings
+from labstack.store import predictions, windows
+from labstack.store.database import DatabaseError, connect, migrate, writing
+
+LINGER_SECONDS = 0.2  # one commit for all that came meanwhile; with the recorder's pause, what a killed worker loses
+WINDOWS_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+BUSY_SECONDS = 3.0  # of another writer, after which a stall is told
+WAITING_PREDICTIONS = 10_000
+BATCH = 5_000
+
+log = structlog.get_logger(__name__)
+
+
+class NotKeptError(LabError):
+    """A prediction that is to be kept before its answer is sent could not be."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """A prediction on its way into the log."""
+
+    record: Record
+    settled: threading.Event = field(default_factory=threading.Event)
+    kept: bool = False
+
+
+class PredictionLog:
+    def __init__(self, settings: Settings, counted: Windows) -> None:
+        self._url = settings.lab_database_url
+        self.mode = settings.prediction_log
+        self._inputs = settings.log_inputs
+        self._windows = counted
+        self._engine: Engine | None = None
+        self._waiting: deque[Entry] = deque()
+        self._ready = threading.Condition()
+        self._urgent = self._ended = self._told = False
+        self._windows_due = 0.0
+        self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what waits, once more if the database is away, and end the thread."""
+        with self._ready:
+            self._ended = True
+            self._ready.notify()
+        self._thread.join(2 * BUSY_SECONDS + 1)
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Hand over finished predictions; never waits."""
+        if self.mode == "batched":
+            free = WAITING_PREDICTIONS - len(self._waiting)
+            self._waiting.extend(map(Entry, records[:free]))
+            metrics.dropped.labels("predictions").inc(len(records) - len(records[:free]))
+
+    def keep(self, record: Record) -> None:
+        """Return when a prediction is committed. Raises NotKeptError when it could not be in time."""
+        entry = Entry(record)
+        with self._ready:
+            if self._ended or len(self._waiting) >= WAITING_PREDICTIONS:
+                raise self._refused()
+            self._waiting.append(entry)
+            self._urgent = True
+            self._ready.notify()
+        if not entry.settled.wait(2 * BUSY_SECONDS) or not entry.kept:
+            raise self._refused()
+
+    def _refused(self) -> NotKeptError:
+        metrics.dropped.labels("predictions").inc()
+        return NotKeptError(
+            "The prediction could not be kept in our database, and PREDICTION_LOG=durable says that none is given then."
+        )
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            with self._ready:
+                self._ready.wait_for(lambda: self._urgent or self._ended, LINGER_SECONDS)
+                self._urgent, ended = False, self._ended
+            while self._write(last=ended) and self._waiting:
+                pass
+
+    def _write(self, last: bool) -> bool:
+        """Write what waits, at most a batch, and the windows if they are due; whether that went well."""
+        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        due = last or time.monotonic() >= self._windows_due
+        counted = self._windows.take() if due else {}
+        metrics.waiting.labels("predictions").set(len(self._waiting))
+        if not (batch or counted):
+            return True
+        try:
+            with writing(self._opened()) as session:
+                if batch:
+                    predictions.append(session, [self._row(entry.record) for entry in batch])
+                windows.put(session, list(counted.values()))
+        except DatabaseError as error:
+            self._lose(batch, last, error)
+            self._windows.put_back(list(counted))
+            if not last:
+                with self._ready:
+                    self._ready.wait_for(lambda: self._ended, RETRY_SECONDS)
+            return False
+        if due:
+            self._windows_due = time.monotonic() + WINDOWS_SECONDS
+        for entry in batch:
+            entry.kept = True
+            entry.settled.set()
+        metrics.kept.labels("predictions").inc(len(batch))
+        self._tell(None)
+        return True
+
+    def _lose(self, batch: list[Entry], last: bool, error: DatabaseError) -> None:
+        """Have what could not be written wait on, unless somebody waits for it or nobody comes back for it."""
+        if self.mode == "durable":
+            for entry in batch:
+                entry.settled.set()
+        elif last:
+            lost = len(batch) + len(self._waiting)
+            self._waiting.clear()
+            metrics.dropped.labels("predictions").inc(lost)
+            if lost:
+                log.error("predictions lost", predictions=lost, error=str(error))
+        else:
+            self._waiting.extendleft(reversed(batch))
+        self._tell(error)
+
+    def _tell(self, error: DatabaseError | None) -> None:
+        """Log once that the database was lost, and once that it is back."""
+        metrics.database.labels("lab").set(error is None)
+        if error is not None and not self._told:
+            log.error("predictions not kept", error=str(error))
+        elif error is None and self._told:
+            log.info("predictions kept again", dropped=int(sum(metrics.total(metrics.dropped).values())))
+        self._told = error is not None
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            engine = connect(self._url, BUSY_SECONDS, durable=self.mode == "durable")
+            migrate(engine)
+            self._engine = engine
+        return self._engine
+
+    def _row(self, record: Record) -> dict[str, Any]:
+        served = record.role.served
+        return {
+            "at": record.at,
+            "request_id": record.request_id,
+            "model": served.model,
+            "version": served.version,
+            "role": record.role.name,
+            "latency_ms": record.latency_ms,
+            "inputs": orjson.dumps(served.plan.inputs(record.matrix)).decode() if self._inputs else None,
+            "outputs": orjson.dumps(outputs(record)).decode(),
+        }
