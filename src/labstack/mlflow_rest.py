@@ -67,10 +67,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's parameters and last metrics."""
+    """A run's parameters and last metrics, and the experiment that it is in."""
 
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    experiment: str = ""
 
 
 class MlflowRest:
@@ -149,10 +150,11 @@ class MlflowRest:
 
     def run(self, run_id: str) -> Run:
         """A run. Raises NotThereError when there is none."""
-        data = self._call("GET", "runs/get", run_id=run_id)["run"]["data"]
+        run = self._call("GET", "runs/get", run_id=run_id)["run"]
         return Run(
-            {param["key"]: param["value"] for param in data.get("params", ())},
-            {metric["key"]: float(metric["value"]) for metric in data.get("metrics", ())},
+            {param["key"]: param["value"] for param in run["data"].get("params", ())},
+            {metric["key"]: float(metric["value"]) for metric in run["data"].get("metrics", ())},
+            run["info"]["experiment_id"],
         )
 
     def run_of(self, version: Version) -> Run:

@@ -12,7 +12,7 @@ from flask.json.provider import JSONProvider
 from labstack.api import problems, request
 from labstack.api.hot_lane import HotLane
 from labstack.api.recorder import Recorder
-from labstack.api.routes import admin, data, docs, hooks, info, invocations, monitoring, predict, v2
+from labstack.api.routes import admin, assets, console, data, docs, hooks, info, invocations, monitoring, predict, v2
 from labstack.api.service import Service
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> Flask:
     app.extensions["labstack"] = service
     request.register(app)
     problems.register(app)
-    for module in (info, predict, invocations, v2, data, admin, monitoring, hooks, docs):
+    for module in (info, predict, invocations, v2, data, admin, monitoring, hooks, docs, console, assets):
         app.register_blueprint(module.blueprint)
     app.wsgi_app = HotLane(service, app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation shows
     return app

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import labstack
-from labstack.api.routes.admin import Move, Update
+from labstack.api.moves import Move, Update
 from labstack.api.routes.data import MAX_OFFSET, MAX_PAGE, PAGE_ROWS
 from labstack.api.routes.monitoring import MAX_ENTRIES, MAX_ID, PAGE_ENTRIES, Feedback
 from labstack.api.serving.lineup import Lineup
@@ -18,6 +18,7 @@ from labstack.contract import LARGEST, Contract, Feature
 
 Schema = dict[str, Any]
 
+PAGES = ("console.", "assets.")  # which are for browsers
 JSON, PROBLEM, TEXT = "application/json", "application/problem+json", "text/plain"
 NUMBER: Schema = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
 OBJECT: Schema = {"type": "object"}
@@ -89,7 +90,8 @@ def document(app: Flask, lineups: dict[str, Lineup], default: str, needs_token: 
     for model, lineup in lineups.items():
         schemas |= _model_schemas(keys[model], lineup.production.served.contract)
     paths: dict[str, Schema] = {}
-    for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
+    rules = [rule for rule in app.url_map.iter_rules() if not rule.endpoint.startswith(PAGES)]
+    for rule in sorted(rules, key=lambda rule: rule.rule):
         function = app.view_functions[rule.endpoint]
         name, text = function.__name__, function.__doc__ or ""
         template = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)

@@ -8,6 +8,7 @@ chi-square.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ from labstack.monitoring.statistics import chi_square, kolmogorov_smirnov, kolmo
 
 Verdict = Literal["stable", "watch", "drifted", "too few rows"]
 VERDICTS: tuple[Verdict, ...] = ("too few rows", "stable", "watch", "drifted")  # the worst comes last
+BARS = 12  # of a histogram
+MOST_NAMES = 20
 SIGNIFICANCE = 0.001  # windows are looked at all day: a chance of one in twenty would be an alarm every hour
 
 
@@ -68,6 +71,52 @@ def predictions(layout: Layout, counts: Counts, thresholds: Thresholds) -> Drift
 def worst(drifts: Sequence[Drift]) -> Verdict:
     """The worst of several verdicts."""
     return max((drift.verdict for drift in drifts), key=VERDICTS.index, default="too few rows")
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The shares of training's values and of those in a window, by bars that are named."""
+
+    bars: list[str]
+    reference: list[float]
+    now: list[float]
+
+
+def histogram(spread: Spread, now: Ints) -> Histogram:
+    """A column's bars for people: of equal width where it is of numbers, as if values were spread evenly in each bin.
+
+    What lies beyond training's range, and what is missing, has bars of its own where there is any.
+    """
+    if spread.names:
+        names, sides = list(spread.names), [spread.reference, now]
+        if spread.missing:
+            names.append("missing")
+        bars = [side[: len(names)].astype(float).tolist() for side in sides]
+    else:
+        names, bars = _even(spread, now)
+    used = [place for place in range(len(names)) if place < MOST_NAMES or any(side[place] for side in bars)]
+    totals = [max(sum(side), 1.0) for side in bars]
+    reference, seen = ([side[place] / total for place in used] for side, total in zip(bars, totals, strict=True))
+    return Histogram([names[place] for place in used], reference, seen)
+
+
+def _even(spread: Spread, now: Ints) -> tuple[list[str], list[list[float]]]:
+    edges = spread.edges if spread.ranged else np.array([spread.edges[0], *spread.edges, spread.edges[-1]])
+    low, high = (spread.minimum, spread.maximum) if spread.ranged else (edges[0], edges[-1])
+    if not low < high:
+        low, high = low - 0.5, low + 0.5
+    grid = np.linspace(low, high, BARS + 1)
+    names = [f"{first:.3g} to {last:.3g}" for first, last in pairwise(grid)]
+    bars = []
+    for side in (spread.reference, now):
+        values = side[:-1] if spread.missing else side
+        below, above, inner = (values[0], values[-1], values[1:-1]) if spread.ranged else (0, 0, values)
+        reached = np.interp(grid, edges[: len(inner) + 1], np.concatenate([[0], np.cumsum(inner)]))
+        ends = [0.0, 0.0] if not spread.ranged else [float(below), float(above)]
+        bars.append([ends[0], *np.diff(reached).tolist(), ends[1], *([float(side[-1])] if spread.missing else [])])
+    names = [f"below {low:.3g}", *names, f"above {high:.3g}", *(["missing"] if spread.missing else [])]
+    used = [place for place in range(len(names)) if 0 < place <= BARS or any(side[place] for side in bars)]
+    return [names[place] for place in used], [[side[place] for place in used] for side in bars]
 
 
 def _drift(

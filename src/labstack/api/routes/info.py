@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, redirect, request
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
+from werkzeug.wrappers import Response as AnyResponse
 
 from labstack.api import metrics, monitor
 from labstack.api.request import model_asked, service
@@ -18,8 +19,10 @@ blueprint = Blueprint("info", __name__)
 
 
 @blueprint.get("/")
-def welcome() -> dict[str, Any]:
-    """The welcome, with where to go next."""
+def welcome() -> dict[str, Any] | AnyResponse:
+    """The welcome, with where to go next; a browser is sent to the console."""
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+        return redirect("/console")
     return {
         "message": "Welcome to the API service!",
         "models": service().follower.roles,

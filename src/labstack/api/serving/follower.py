@@ -255,7 +255,7 @@ class Follower:
         """
         recalled = measured is not None
         if measured is None:
-            measured = dict(self._client.run(record.run_id).metrics) if record.run_id else {}
+            measured = dict(self._client.run_of(record).metrics)
         folder = self._cache.fetch(record)
         try:
             contract = Contract.read(folder)

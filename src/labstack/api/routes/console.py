@@ -1,0 +1,166 @@
+"""The console: one page for people, on which operators move roles too, each time after a word on what will happen."""
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Blueprint, Response, redirect, render_template, request
+from pydantic import ValidationError
+from werkzeug.wrappers import Response as AnyResponse
+
+from labstack import registry
+from labstack.api import console, moves
+from labstack.api.moves import Move, Update
+from labstack.api.operators import is_signed_in, require_signed_in, sign_in, sign_out
+from labstack.api.problems import Problem, faults_of
+from labstack.api.request import model_asked, service
+from labstack.api.routes.assets import address
+from labstack.errors import LabError
+from labstack.mlflow_rest import RegistryFailedError
+from labstack.store import audit
+from labstack.store.database import DatabaseError
+
+# plotly adds style elements of its own: an empty one for rules that it inserts, and one of fixed text
+PLOTLY_STYLES = (
+    "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='",
+    "'sha256-V2sIX92Uh6ZaGSFTKMHghsB85b9toJtmazgG09AI2uk='",
+)
+POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; form-action 'self'; "
+    f"style-src 'self' {' '.join(PLOTLY_STYLES)}; base-uri 'none'; frame-ancestors 'none'"
+)
+MOVES: dict[str, str] = {
+    "canary": "Start or step the canary",
+    "accept": "Accept the canary",
+    "reject": "Take the canary out",
+    "rollback": "Roll back",
+    "reload": "Reload",
+}
+
+blueprint = Blueprint("console", __name__)
+
+
+@blueprint.after_request
+def _guard(response: Response) -> Response:
+    response.headers |= {
+        "Content-Security-Policy": POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+    return response
+
+
+@blueprint.get("/console")
+def show() -> str:
+    """The page of the default model, or of ?model=."""
+    done = None
+    if request.args.get("done"):
+        try:
+            done = next(iter(audit.history(service().engine, limit=1)), None)
+        except LabError:
+            done = None
+    return _rendered("console.html", **console.page(service(), model_asked(), is_signed_in()), done=done)
+
+
+@blueprint.get("/console/confirm")
+def confirm() -> str:
+    """What a move will do, and the button that makes it."""
+    require_signed_in()
+    move, model, version = _asked(request.args.get)
+    roles = registry.roles(service().client, model)
+    text = console.consequence(move, model, roles, version)
+    return _rendered(
+        "confirm.html",
+        move=move,
+        title=MOVES[move],
+        model=model,
+        version=version,
+        roles=roles,
+        consequence=text,
+        weight=roles.rollout.weight
+        if roles.rollout and version == roles.canary
+        else service().settings.canary_probability,
+        mode=roles.rollout.mode if roles.rollout and version == roles.canary else "split",
+        steps=service().settings.canary_steps,
+    )
+
+
+@blueprint.post("/console/move")
+def move() -> AnyResponse:
+    """Make a move that was confirmed, if the roles are still those that were shown."""
+    require_signed_in()
+    name, model, version = _asked(request.form.get)
+    roles = registry.roles(service().client, model)
+    if request.form.get("roles") != _seen(roles):
+        raise Problem(409, "roles-moved", f"The roles of {model!r} have moved since the page was made. Look again.")
+    said = {"model": model, "reason": request.form.get("reason") or None}
+    try:
+        if name == "reload":
+            moves.reload()
+        elif name == "canary":
+            weight = request.form.get("weight", "")
+            more = {"version": version, "weight": float(weight) / 100, "mode": request.form.get("mode")}
+            moves.update(Update.model_validate(said | more), roles)
+        else:
+            make: dict[str, Callable[[Move, registry.Roles], Any]] = {
+                "accept": moves.accept,
+                "reject": moves.reject,
+                "rollback": moves.rollback,
+            }
+            make[name](Move.model_validate(said), roles)
+    except ValidationError as error:
+        faults = faults_of(error)
+        raise Problem(422, "form", "; ".join(f"{field}: {text}" for field, text in faults) + ".", faults) from None
+    except ValueError:
+        raise Problem(422, "form", "The share is no number of percent.") from None
+    return redirect(f"/console?{urlencode({'model': model, 'done': 1})}", 303)
+
+
+@blueprint.post("/console/sign-in")
+def enter() -> AnyResponse:
+    """Take the operators' token for a cookie that says that it was sent."""
+    return sign_in(redirect(_back(), 303), request.form.get("token", ""))
+
+
+@blueprint.post("/console/sign-out")
+def leave() -> AnyResponse:
+    """Forget the cookie."""
+    return sign_out(redirect(_back(), 303))
+
+
+@blueprint.errorhandler(LabError)
+def _from_lab(error: LabError) -> tuple[str, int]:
+    return _failed(
+        Problem(503 if isinstance(error, RegistryFailedError | DatabaseError) else 409, "refused", str(error))
+    )
+
+
+@blueprint.errorhandler(Problem)
+def _failed(problem: Problem) -> tuple[str, int]:
+    """An error as a page, with the way back."""
+    return _rendered("failed.html", problem=problem, back=_back()), problem.status
+
+
+def _rendered(template: str, **values: Any) -> str:
+    return render_template(template, address=address, seen=_seen, titles=MOVES, **values)
+
+
+def _asked(get: Callable[[str], str | None]) -> tuple[str, str, int | None]:
+    """Which move of which model and version. Raises Problem."""
+    move, version = get("move") or "", get("version") or ""
+    if move not in MOVES or (version and not (version.isascii() and version.isdecimal() and len(version) < 10)):
+        raise Problem(404, "unknown-move", f"There is no move {move!r} of version {version!r}.")
+    if move == "canary" and not version:
+        raise Problem(422, "form", "A canary needs a version.")
+    return move, get("model") or service().settings.default_model_name, int(version) if version else None
+
+
+def _seen(roles: registry.Roles) -> str:
+    """The roles as a form brings them back."""
+    return "/".join(map(str, (roles.production, roles.canary, roles.previous, roles.rollout)))
+
+
+def _back() -> str:
+    model = request.form.get("model") or request.args.get("model")
+    return "/console" + (f"?{urlencode({'model': model})}" if model else "")
