@@ -37,7 +37,7 @@ class Version:
     """How a version behaves."""
 
     errors: float = 0.0
-    milliseconds: float = 1.0
+    milliseconds: float = 10.0
     agreement: float = 0.98
     accuracy: float = 0.9
 
@@ -73,7 +73,7 @@ def outcome(seed: int, version: Version, requests: int, share: float = 0.1, fed:
 
 BAD = {
     "wrong": Version(agreement=0.4, accuracy=0.5),
-    "slow": Version(milliseconds=3),
+    "slow": Version(milliseconds=30),
     "failing": Version(errors=0.2),
     "inaccurate": Version(accuracy=0.7),
 }
@@ -117,6 +117,13 @@ def test_a_tie_stays_inconclusive() -> None:
     assert found.count("roll back") <= 2
 
 
+def test_nobody_minds_some_milliseconds() -> None:
+    rng = np.random.default_rng(1)
+    production = behaved(rng, Version(milliseconds=0.1), 5000)
+    canary = behaved(rng, Version(milliseconds=0.4), 500, canary=True)
+    assert judge(production, canary, (Fed(), Fed()), RULES).outcome == "advance"
+
+
 def test_too_few_requests_are_inconclusive_however_good_or_bad() -> None:
     for version in (GOOD, BAD["wrong"], BAD["slow"]):
         rng = np.random.default_rng(1)
@@ -156,5 +163,5 @@ def test_an_advance_says_so_and_keeps_its_evidence() -> None:
     assert verdict.reason == "not worse in 4 checks"
     errors, latency, agreement, _ = verdict.checks
     assert errors.evidence["budget"] == 10
-    assert latency.evidence["canary_p50"] == pytest.approx(0.001, rel=0.2)
+    assert latency.evidence["canary_p50"] == pytest.approx(0.01, rel=0.2)
     assert agreement.evidence["rows"] == 500

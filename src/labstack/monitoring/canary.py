@@ -18,6 +18,7 @@ Found = Literal["not worse", "worse", "unsure", "too few"]
 
 Z_WORSE = 3.09  # one-sided, of SIGNIFICANCE: a canary is looked at again and again
 Z_HOLDS = 1.645  # one-sided, of 0.05
+NOTICEABLE_SECONDS = 0.005  # no caller feels less, whatever its ratio
 FEWEST_OUTCOMES = 30  # of each version, before they count
 
 
@@ -140,7 +141,7 @@ def _failures(production: Counts, canary: Counts, rules: Rules, shadow: bool) ->
 def _latency(production: Counts, canary: Counts, rules: Rules) -> Check:
     """The canary's requests that take longer than production's median and 99th percentile, with the allowed ratio.
 
-    As many may as do of production's: half of them, and one in a hundred.
+    Some milliseconds more are allowed too. As many may as do of production's: half of them, and one in a hundred.
     """
     usual = {share: production.quantile(share) for share in (0.5, 0.99)}
     evidence: dict[str, float | int | None] = {}
@@ -152,7 +153,7 @@ def _latency(production: Counts, canary: Counts, rules: Rules) -> Check:
         if limit is None or mine is None:
             return Check("latency", "too few", "no latency yet", evidence)
         parts.append(f"p{share * 100:g} {mine * 1000:.2f} ms, production {limit * 1000:.2f} ms")
-        slower = canary.slower(limit * rules.latency_ratio)
+        slower = canary.slower(max(limit * rules.latency_ratio, limit + NOTICEABLE_SECONDS))
         worse = worse or wilson(slower, canary.requests, Z_WORSE).low > 1 - share
     if min(production.requests, canary.requests) < rules.minimum_requests:
         return Check("latency", "too few", f"{', '.join(parts)}: too few requests", evidence)

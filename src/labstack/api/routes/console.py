@@ -4,33 +4,23 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, redirect, render_template, request
+from flask import Blueprint, redirect, request
 from pydantic import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from labstack import registry
-from labstack.api import console, moves
+from labstack.api import console, moves, pages
 from labstack.api.moves import Move, Update
 from labstack.api.operators import is_signed_in, require_signed_in, sign_in, sign_out
 from labstack.api.problems import Problem, faults_of
 from labstack.api.request import model_asked, service
-from labstack.api.routes.assets import address
 from labstack.errors import LabError
 from labstack.mlflow_rest import RegistryFailedError
 from labstack.store import audit
 from labstack.store.database import DatabaseError
 
-# plotly adds style elements of its own: an empty one for rules that it inserts, and one of fixed text
-PLOTLY_STYLES = (
-    "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='",
-    "'sha256-V2sIX92Uh6ZaGSFTKMHghsB85b9toJtmazgG09AI2uk='",
-)
-POLICY = (
-    "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; form-action 'self'; "
-    f"style-src 'self' {' '.join(PLOTLY_STYLES)}; base-uri 'none'; frame-ancestors 'none'"
-)
 MOVES: dict[str, str] = {
-    "canary": "Start or step the canary",
+    "canary": "Start the canary",
     "accept": "Accept the canary",
     "reject": "Take the canary out",
     "rollback": "Roll back",
@@ -38,17 +28,7 @@ MOVES: dict[str, str] = {
 }
 
 blueprint = Blueprint("console", __name__)
-
-
-@blueprint.after_request
-def _guard(response: Response) -> Response:
-    response.headers |= {
-        "Content-Security-Policy": POLICY,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "same-origin",
-        "Cache-Control": "no-store",
-    }
-    return response
+blueprint.after_request(pages.guard)
 
 
 @blueprint.get("/console")
@@ -73,7 +53,7 @@ def confirm() -> str:
     return _rendered(
         "confirm.html",
         move=move,
-        title=MOVES[move],
+        title="Change the share" if move == "canary" and version == roles.canary else MOVES[move],
         model=model,
         version=version,
         roles=roles,
@@ -143,7 +123,7 @@ def _failed(problem: Problem) -> tuple[str, int]:
 
 
 def _rendered(template: str, **values: Any) -> str:
-    return render_template(template, address=address, seen=_seen, titles=MOVES, **values)
+    return pages.render(template, seen=_seen, **values)
 
 
 def _asked(get: Callable[[str], str | None]) -> tuple[str, str, int | None]:

@@ -1,15 +1,14 @@
 """What the API is, as it is served right now: for programs and for people."""
 
 import json
-import secrets
 import shlex
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from flask import Blueprint, Response, current_app, render_template, request
+from flask import Blueprint, Response, current_app, request
 
-from labstack.api import openapi
+from labstack.api import openapi, pages
 from labstack.api.request import service
 from labstack.api.serving.lineup import Lineup
 from labstack.store import datasets
@@ -34,16 +33,31 @@ def docs() -> Response:
     groups: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(described["paths"], key=lambda path: path != "/predict"):  # which comes first
         for method, operation in described["paths"][path].items():
-            shown = {"method": method.upper(), "path": path, "curl": _curl(method, path, operation, lineups)}
+            asked = _example(method, path, operation, lineups)
+            shown = {"method": method.upper(), "path": path, "curl": _curl(asked), "example": asked}
             groups.setdefault(operation["tags"][0], []).append(operation | shown)
-    nonce = secrets.token_urlsafe(16)
-    page = render_template("docs.html", groups=groups, lineups=lineups, nonce=nonce, info=described["info"])
-    policy = f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; frame-ancestors 'none'"
-    return Response(page, content_type="text/html; charset=utf-8", headers={"Content-Security-Policy": policy})
+    return pages.guard(Response(pages.render("docs.html", groups=groups, lineups=lineups, info=described["info"])))
 
 
-def _curl(method: str, path: str, operation: dict[str, Any], lineups: dict[str, Lineup]) -> str:
-    """A line for a shell that asks this operation something sensible."""
+class Example(NamedTuple):
+    """A request that asks an operation something sensible."""
+
+    method: str
+    path: str
+    body: str  # JSON, or empty
+    needs_token: bool
+
+
+def _curl(example: Example) -> str:
+    """The same as a line for a shell."""
+    url = request.host_url.rstrip("/") + example.path
+    parts = ["curl", "-s", *(["-X", "POST"] if example.method == "post" else []), url]
+    parts += ["-H", "X-Admin-Token: …"] if example.needs_token else []
+    parts += ["-H", "Content-Type: application/json", "-d", example.body] if example.body else []
+    return shlex.join(parts)
+
+
+def _example(method: str, path: str, operation: dict[str, Any], lineups: dict[str, Lineup]) -> Example:
     default = service().settings.default_model_name
     model = next((name for name in lineups if path.startswith(f"/models/{quote(name)}/")), default)
     lineup = lineups.get(model) or next(iter(lineups.values()), None)
@@ -51,16 +65,14 @@ def _curl(method: str, path: str, operation: dict[str, Any], lineups: dict[str, 
     path = path.replace("{model}", quote(model)).replace("{version}", version)
     dataset, rows = _some_rows() if "{dataset}" in path else ("", [])
     path = path.replace("{dataset}", quote(dataset))
-    parts = ["curl", "-s", *(["-X", "POST"] if method == "post" else []), request.host_url.rstrip("/") + path]
-    if operation.get("security"):
-        parts += ["-H", "X-Admin-Token: …"]
+    body: Any = None
     if operation["tags"] == ["data"] and method == "post":
-        parts += ["-H", "Content-Type: application/json", "-d", json.dumps(rows, ensure_ascii=False)]
+        body = rows
     elif path == "/feedback":
-        parts += ["-H", "Content-Type: application/json", "-d", '{"request_id": "…", "outcome": "…"}']
+        body = {"request_id": "…", "outcome": "…"}
     elif "requestBody" in operation and lineup:
         sample = lineup.production.served.contract.sample.input
-        body: Any = sample
+        body = sample
         if path.endswith("/infer"):
             tensor = {"shape": [1], "datatype": "FP64"}
             body = {"inputs": [{"name": name, **tensor, "data": [value]} for name, value in sample.items()]}
@@ -70,8 +82,8 @@ def _curl(method: str, path: str, operation: dict[str, Any], lineups: dict[str, 
             body = {"version": int(version) + 1, "weight": 0.1, "mode": "split"}
         elif operation["tags"] == ["operators"]:
             body = {"reason": "…"}
-        parts += ["-H", "Content-Type: application/json", "-d", json.dumps(body, ensure_ascii=False)]
-    return shlex.join(parts)
+    text = "" if body is None else json.dumps(body, ensure_ascii=False)
+    return Example(method, path, text, "security" in operation)
 
 
 def _some_rows() -> tuple[str, list[dict[str, Any]]]:
