@@ -138,7 +138,7 @@ def test_the_worker_that_is_told_of_a_promotion_serves_it(lab: Lab, model: str) 
 
 def test_wrong_tokens_from_one_address_are_limited(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic() + 1000
-    monkeypatch.setattr("labstack.api.routes.admin.time.monotonic", lambda: now)
+    monkeypatch.setattr("labstack.api.operators.time.monotonic", lambda: now)
     client = create_app(lab.settings(api_admin_token="right")).test_client()  # noqa: S106
 
     def status(token: str, address: str = "10.0.0.1") -> int:

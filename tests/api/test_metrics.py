@@ -6,16 +6,18 @@ from typing import Any
 from flask import Flask
 from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
+from sqlalchemy import Engine
 
-from labstack.api import metrics
-from labstack.settings import ROOT
+from labstack.api import metrics, monitor
+from labstack.settings import ROOT, Settings
 from tests.conftest import IRIS_ROW, wait_until
 
 
-def test_the_readme_lists_every_metric() -> None:
+def test_the_readme_lists_every_metric(engine: Engine) -> None:
     own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
     assert all(metric.__class__.__name__ in ("Counter", "Gauge", "Histogram") for metric in own)
     names = {metric._name + ("_total" if isinstance(metric, Counter) else "") for metric in own}
+    names |= {metric.name for metric in monitor.gauges(engine, Settings(), {})}
     assert set(re.findall(r"^\| `(labstack_\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)) == names
 
 

@@ -16,6 +16,7 @@ from labstack.contract import ContractError, Remarks
 from labstack.errors import LabError
 from labstack.mlflow_rest import NotThereError, RegistryError, RegistryFailedError
 from labstack.store.datasets import RowsError, UnknownDatasetError
+from labstack.store.predictions import FeedbackError
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +103,8 @@ def _from_lab(error: LabError) -> Response:
     """What an operator asked of the registry or of our database, and could not be done."""
     if isinstance(error, RowsError):
         return _answer(Problem(422, "rows", str(error), error.faults))
+    if isinstance(error, FeedbackError):
+        return _answer(Problem(422, "feedback", str(error), error.faults))
     if isinstance(error, NotThereError | UnknownDatasetError):
         return _answer(Problem(404, "not-there", str(error)))
     if isinstance(error, RegistryError) and not isinstance(error, RegistryFailedError):
