@@ -111,9 +111,8 @@ def test_a_url_that_names_no_database_is_said_so() -> None:
         connect("lab.db")
 
 
-def test_a_database_that_somebody_locked_is_said_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labstack.store.database.BUSY_TIMEOUT_SECONDS", 0.1)
-    impatient = connect(str(engine.url))
+def test_a_database_that_somebody_locked_is_said_so(engine: Engine) -> None:
+    impatient = connect(str(engine.url), busy_seconds=0.1)
     holder = sqlite3.connect(str(engine.url.database), isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(DatabaseError, match="locked"), writing(impatient):

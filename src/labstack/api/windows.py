@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,6 @@ class Windows:
 
     def __init__(self, window_seconds: float) -> None:
         self._seconds = window_seconds / PERIODS
-        self._writer = secrets.token_hex(8)  # a worker that takes the place of one that died must not overwrite its own
         self._lock = threading.Lock()
         self._counts: dict[Key, Counts] = {}
         self._changed: set[Key] = set()
@@ -114,6 +114,11 @@ class Windows:
         """Have what was taken, and could not be written, taken again."""
         with self._lock:
             self._changed.update(taken)
+
+    @cached_property
+    def _writer(self) -> str:
+        """Who writes: a name that is made after the fork, as no two workers, even one after the other, may share it."""
+        return secrets.token_hex(8)
 
     def _of(self, served: Served, role: str, trial: str) -> Counts:
         key = Key(served, role, trial, self._period())

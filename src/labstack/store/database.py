@@ -13,6 +13,8 @@ from pathlib import Path
 
 import alembic.command
 import alembic.config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -133,6 +135,13 @@ def migrate(engine: Engine, revision: str = "head") -> None:
     config = alembic.config.Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
+        with (
+            _usable(engine),
+            engine.connect() as connection,
+        ):  # most often there is nothing to do, nor a lock to wait for
+            newest = ScriptDirectory.from_config(config).get_current_head()
+            if revision == "head" and MigrationContext.configure(connection).get_current_revision() == newest:
+                return
         with _usable(engine), engine.execution_options(writes=True).begin() as connection:
             _lock(connection)
             config.attributes["connection"] = connection

@@ -113,6 +113,8 @@ def prometheus() -> Response:
 
 
 def _verdict(lineup: Lineup) -> dict[str, Any] | None:
+    if lineup.canary is None:
+        return None
     try:
         found = monitor.step(service().engine, service().settings, lineup)
     except DatabaseError as error:

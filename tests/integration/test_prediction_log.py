@@ -1,0 +1,196 @@
+"""The prediction log as it runs: several workers that write, die, stop, and a database that stalls."""
+
+import http.client
+import json
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from labstack.store.database import connect, migrate, reading
+from labstack.store.predictions import Prediction
+from labstack.store.windows import Window
+from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api, wait_until
+
+
+def predict(api: Process, number: int, name: str = "r", first: int = 0) -> list[tuple[str, float]]:
+    """Ask one by one on one connection until it fails; the ids that were answered, and when."""
+    answered = []
+    connection = http.client.HTTPConnection("localhost", int(api.url.rpartition(":")[2]), timeout=30)
+    for place in range(first, first + number):
+        headers = {"Content-Type": "application/json", "X-Request-Id": f"{name}-{place}"}
+        try:
+            connection.request("POST", "/predict", json.dumps(IRIS_ROW), headers)
+            answer = connection.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException):
+            break
+        if answer.status != 200:
+            break
+        answered.append((f"{name}-{place}", time.time()))
+    connection.close()
+    return answered
+
+
+def kept(folder: Path) -> list[str]:
+    engine = connect(f"sqlite:///{folder}/lab.db")
+    migrate(engine)
+    with reading(engine) as session:
+        return list(session.scalars(select(Prediction.request_id)))
+
+
+def counted(api: Process, metric: str, what: str = "predictions") -> float:
+    lines = ask(f"{api.url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f'{metric}{{what="{what}"}}'))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Somebody who holds the write lock of the database."""
+    holder = sqlite3.connect(folder / "lab.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        holder.close()
+
+
+@pytest.mark.parametrize("mode", ["batched", "durable"])
+def test_four_workers_keep_all_that_they_answer(lab: Lab, tmp_path: Path, mode: str) -> None:
+    """Nothing is lost on a graceful stop, nothing is kept twice, and windows count the same."""
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_workers=4, prediction_log=mode) as api:
+        with ThreadPoolExecutor(8) as pool:
+            parts = list(pool.map(lambda number: predict(api, 100, f"c{number}"), range(8)))
+        assert api.stop() == 0
+    found = kept(tmp_path)
+    assert sorted(found) == sorted(name for part in parts for name, _ in part)
+    assert len(found) == 800
+    with reading(connect(f"sqlite:///{tmp_path}/lab.db")) as session:
+        counts = [json.loads(text) for text in session.scalars(select(Window.counts))]
+        assert len(set(session.scalars(select(Window.writer)))) > 1
+        one = session.scalars(select(Prediction).limit(1)).one()
+    assert sum(count["rows"] for count in counts) == sum(count["requests"] for count in counts) == 800
+    assert json.loads(one.inputs or "") == [IRIS_ROW]
+    assert json.loads(one.outputs)[0]["class"] == "setosa"
+    assert (one.model, one.version, one.role) == ("iris", 1, "production")
+    assert 0 < one.latency_ms < 1000
+    assert abs(one.at - time.time()) < 120
+
+
+def workers_of(api: Process) -> list[int]:
+    return [worker["pid"] for worker in ask(f"{api.url}/admin/reload", b"", "POST").json["workers"]]
+
+
+@pytest.mark.parametrize(("mode", "lost_seconds"), [("batched", 0.5), ("durable", 0.0)])
+def test_a_killed_worker_loses_at_most_half_a_second_or_nothing(
+    lab: Lab, tmp_path: Path, mode: str, lost_seconds: float
+) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_workers=1, prediction_log=mode) as api:
+        [pid] = workers_of(api)
+        with ThreadPoolExecutor(4) as pool:
+            parts = [pool.submit(predict, api, 100_000, f"c{number}") for number in range(4)]
+            wait_until(lambda: len(kept(tmp_path)) > 500, 20, "predictions are kept")
+            os.kill(pid, signal.SIGKILL)
+            died = time.time()
+            answered = dict(one for part in parts for one in part.result())
+        found = set(kept(tmp_path))
+    lost = {name: died - at for name, at in answered.items() if name not in found}
+    assert all(age <= lost_seconds for age in lost.values()), sorted(lost.values())[-3:]
+
+
+def test_predictions_go_on_while_the_database_stalls_and_what_was_lost_is_told(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_workers=1, log_predictions=0) as api:
+        predict(api, 5, "before")
+        wait_until(lambda: len(kept(tmp_path)) == 5, 10, "the first are kept")
+        with locked(tmp_path):
+            with ThreadPoolExecutor(4) as pool:
+                parts = [pool.submit(predict, api, 4000, f"c{number}") for number in range(4)]
+                answered = sum(len(part.result()) for part in parts)
+            assert answered == 16_000, "nobody waits"
+            wait_until(lambda: api.lines("predictions not kept"), 15, "the stall is logged")
+            wait_until(lambda: counted(api, "labstack_dropped_total") > 0, 10, "what is lost is counted")
+            assert 'labstack_database_reachable{database="lab"} 0.0' in ask(f"{api.url}/metrics").text
+            assert len(kept(tmp_path)) == 5
+        wait_until(lambda: api.lines("predictions kept again"), 20, "it recovers")
+        wait_until(lambda: counted(api, "labstack_waiting") == 0, 20, "what waited is written")
+        dropped = int(counted(api, "labstack_dropped_total"))
+        found = kept(tmp_path)
+    assert len(found) == len(set(found)) == 5 + answered - dropped
+    assert 0 < dropped < answered
+    assert api.lines("predictions kept again")[0]["dropped"] <= dropped
+
+
+def test_durable_gives_no_answer_that_it_could_not_keep(lab: Lab, tmp_path: Path) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, prediction_log="durable") as api:
+        assert ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": "good"}).status == 200
+        with locked(tmp_path):
+            refused = ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": "refused"})
+            assert refused.status == 503
+            assert "PREDICTION_LOG=durable" in refused.json["detail"]
+            assert ask(f"{api.url}/health").status == 200
+        wait_until(lambda: ask(f"{api.url}/predict", IRIS_ROW).status == 200, 20, "it recovers")
+    assert "good" in kept(tmp_path)
+    assert "refused" not in kept(tmp_path)
+
+
+def test_off_keeps_nothing_but_counts(lab: Lab, tmp_path: Path) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, prediction_log="off") as api:
+        predict(api, 50)
+
+        def rows() -> Any:
+            return ask(f"{api.url}/drift").json["versions"][0]["rows"] == 50
+
+        wait_until(rows, 10, "the windows count")
+    assert kept(tmp_path) == []
+
+
+def test_inputs_are_left_out_where_they_are_to_be(lab: Lab, tmp_path: Path) -> None:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, log_inputs="false") as api:
+        predict(api, 1)
+        api.stop()
+    with reading(connect(f"sqlite:///{tmp_path}/lab.db")) as session:
+        assert list(session.scalars(select(Prediction.inputs))) == [None]
+
+
+def test_a_database_that_cannot_be_opened_stops_no_prediction(lab: Lab, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/lab.db"
+    (tmp_path / "lab.db").write_text("Dear diary, " * 1000)
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, lab_database_url=url) as api:
+        assert len(predict(api, 20)) == 20
+        for path in ("/drift", "/audit"):
+            assert ask(api.url + path).status == 503
+        assert ask(f"{api.url}/metrics").status == 200
+        status = ask(f"{api.url}/canary-status")
+        assert (status.status, status.json["verdict"]) == (200, None)
+        began = time.monotonic()
+        assert api.stop() == 0
+        assert time.monotonic() - began < 20
+
+
+def test_drift_is_that_of_all_workers_and_all_replicas(lab: Lab, tmp_path: Path) -> None:
+    """Each of two APIs with four workers tells the same, and within a second or two, however requests were spread."""
+    shared: dict[str, Any] = {"mlflow_tracking_uri": lab.tracking_uri, "api_workers": 4}
+    shared["lab_database_url"] = f"sqlite:///{tmp_path}/lab.db"
+    (tmp_path / "other").mkdir()
+    with run_api(tmp_path, **shared) as one, run_api(tmp_path / "other", **shared) as other:
+        threads = [threading.Thread(target=predict, args=(api, 100, f"{n}")) for n, api in enumerate((one, other) * 4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for api in (one, other):
+            wait_until(lambda: ask(f"{api.url}/drift").json["versions"][0]["rows"] == 800, 10, "all is counted")  # noqa: B023
+        first, second = (ask(f"{api.url}/drift").json["versions"][0] for api in (one, other))
+        assert first == second
+        assert first["verdict"] == "drifted", "one row again and again is not what training saw"
