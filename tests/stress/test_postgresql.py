@@ -1,0 +1,135 @@
+"""The lab's database on a real PostgreSQL server: what is true of it on SQLite, and the API on it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, text
+
+from labstack import registry
+from labstack.store import audit, datasets, predictions
+from labstack.store.database import DatabaseError, Table, connect, migrate, writing
+from tests.conftest import IRIS_ROW, Lab, ask, free_port, run_api, wait_until
+from tests.store.test_predictions import *  # noqa: F403  # the same tests, with the engine of this module
+from tests.store.test_windows import *  # noqa: F403
+
+SERVERS = Path("/usr/lib/postgresql")  # where Debian puts them
+
+
+def program(name: str) -> str:
+    found = shutil.which(name) or next((str(path) for path in sorted(SERVERS.glob(f"*/bin/{name}"))[-1:]), None)
+    assert found, f"{name} is needed: apt-get install postgresql"
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server; the URL of its databases."""
+    folder, port = tmp_path_factory.mktemp("postgresql"), free_port()
+    user = None
+    if os.getuid() == 0:  # which PostgreSQL refuses to run as
+        user = "postgres"
+        for path in (folder, *folder.parents[:2]):
+            path.chmod(0o755)
+        shutil.chown(folder, user)
+    data = folder / "data"
+    subprocess.run(
+        [program("initdb"), "--username", "lab", "--auth", "trust", "--no-sync", data],
+        check=True,
+        user=user,
+        stdout=subprocess.DEVNULL,
+    )
+    command: list[Any] = [
+        program("postgres"),
+        "-D",
+        data,
+        "-p",
+        str(port),
+        "-k",
+        folder,
+        "-c",
+        "listen_addresses=127.0.0.1",
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, user=user, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: "ready to accept connections" in (folder / "log").read_text(), 30, "PostgreSQL is up")
+        yield f"postgresql://lab@127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)  # which waits for no client
+        process.wait(30)
+
+
+@pytest.fixture
+def url(server: str, request: pytest.FixtureRequest) -> str:
+    """A database of the test's own."""
+    name = f"lab_{abs(hash(request.node.name))}"
+    admin = connect(f"{server}/postgres")
+    with admin.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    admin.dispose()
+    return f"{server}/{name}"
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    engine = connect(url)
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+def test_many_migrate_at_once_and_the_tables_are_those_of_the_code(url: str) -> None:
+    engines = [connect(url) for _ in range(6)]
+    threads = [threading.Thread(target=migrate, args=(engine,)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with engines[0].connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+    for engine in engines:
+        engine.dispose()
+
+
+def test_datasets_live_there(engine: Engine) -> None:
+    assert dict(datasets.load_bundled(engine)) == {"iris": 150, "student_exam_scores": 200}
+    assert len(list(datasets.read(engine, "iris").dicts())) == 150
+
+
+def test_one_writes_at_a_time(engine: Engine) -> None:
+    impatient = connect(engine.url.render_as_string(hide_password=False), busy_seconds=1)
+    with writing(engine), pytest.raises(DatabaseError, match="lock timeout"), writing(impatient):
+        pass
+    impatient.dispose()
+
+
+def test_roles_move_and_are_recorded(engine: Engine, lab: Lab, model: str) -> None:
+    registry.promote(lab.registry, engine, model, 1, reason="first")
+    registry.promote(lab.registry, engine, model, 2, reason="second")
+    assert [entry.to_version for entry in audit.moves(engine, model)] == [1, 2, 1]
+
+
+def test_two_apis_keep_predictions_and_tell_of_drift(url: str, engine: Engine, lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    shared: dict[str, Any] = {"mlflow_tracking_uri": lab.tracking_uri, "lab_database_url": url, "api_workers": 2}
+    with run_api(tmp_path, **shared) as one, run_api(tmp_path / "other", **shared, prediction_log="durable") as other:
+        for number in range(200):
+            api = (one, other)[number % 2]
+            headers = {"X-Request-Id": f"r{number}"}
+            assert ask(f"{api.url}/predict", IRIS_ROW, headers=headers).status == 200
+        wait_until(lambda: len(predictions.recent(engine, "iris", 1000)) == 200, 10, "all are kept")
+        wait_until(lambda: ask(f"{one.url}/drift").json["versions"][0]["rows"] == 200, 10, "all are counted")
+        outcome = {"request_id": "r7", "outcome": "setosa"}
+        assert ask(f"{other.url}/feedback", outcome).json["recorded"] == 1
+        assert ask(f"{one.url}/drift").json["versions"][0]["live"]["accuracy"] == 1
+        assert ask(f"{one.url}/admin/reload", b"", "POST").status == 200
+        assert ask(f"{other.url}/audit").json["entries"][0]["action"] == "reload"
