@@ -37,6 +37,7 @@ IRIS_ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal
 
 
 BY_NAME = {
+    "browser": "pages are tested, in a browser, by: ./run_all.sh test tests/browser --browser",
     "containers": "containers are tested, with an engine, by: ./run_all.sh test tests/containers --containers",
     "local": "a whole lab is tested by: ./run_all.sh test tests/local --local",
     "stress": "stress is tested by: ./run_all.sh test tests/stress --stress",
@@ -52,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run tests/containers on this machine's engine; `offline` where no image registry can be reached",
     )
 
+    parser.addoption("--browser", action="store_true", help="run tests/browser, in Chromium")
     parser.addoption("--local", action="store_true", help="run tests/local, which makes a whole lab of processes")
     parser.addoption("--stress", action="store_true", help="run tests/stress, which takes minutes")
 

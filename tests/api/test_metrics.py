@@ -1,8 +1,10 @@
 """Metrics: what is counted, and that the README says so."""
 
+import json
 import re
 from typing import Any
 
+import yaml
 from flask import Flask
 from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
@@ -51,3 +53,34 @@ def test_values_beyond_the_range_of_training_are_counted_and_named(app: Flask) -
     assert fields == ["rows[1].petal_length", "rows[1].petal_width"]
     wait_until(lambda: metrics.total(metrics.outside, **labels).get((), 0) == before + 2, 10, "both are counted")
     service.recorder.stop()
+
+
+def known_metrics(engine: Engine) -> set[str]:
+    """Every series that `/metrics` may hold."""
+    own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
+    names = {metric.name for metric in monitor.gauges(engine, Settings(), {})}
+    for metric in own:
+        kind = metric.__class__.__name__
+        names |= {metric._name + end for end in {"Counter": ("_total",), "Gauge": ("",)}.get(kind, ("_bucket",))}
+    return names
+
+
+def test_the_dashboard_and_the_alerts_ask_for_metrics_and_labels_that_there_are(engine: Engine) -> None:
+    known = known_metrics(engine)
+    labels = {label for value in vars(metrics).values() for label in getattr(value, "_labelnames", ())}
+    labels |= {"column", "verdict", "le", "instance", "job"}
+    dashboard = json.loads((ROOT / "docker/monitoring/dashboard.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = yaml.safe_load((ROOT / "docker/monitoring/alerts.yml").read_text())["groups"][0]["rules"]
+    asked += [rule["expr"] for rule in rules]
+    assert len(asked) > 25
+    for expression in asked:
+        assert set(re.findall(r"\blabstack_\w+", expression)) <= known, expression
+        grouped = ",".join(re.findall(r"(?:by|on|ignoring) \(([^)]*)\)", expression)).split(",")
+        matched = re.findall(r"[{,](\w+)(?:=~|!=|=)", expression)
+        assert {name.strip() for name in (*grouped, *matched)} - {""} <= labels, expression
+    for rule in rules:
+        assert rule["annotations"]["summary"]
+        assert rule["labels"]["severity"] in ("critical", "warning")
+    asked_for = {name for expression in asked for name in re.findall(r"\blabstack_\w+", expression)}
+    assert asked_for == known, "every metric is looked at somewhere"

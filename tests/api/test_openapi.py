@@ -38,6 +38,8 @@ def test_the_document_describes_every_route(app: Any) -> None:
     assert len(described) == len(rules) + 1, rules  # one path for each model's predict
     row = document["components"]["schemas"]["1.iris.row"]
     assert set(row["properties"]) == set(IRIS_ROW)
+    operations = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
+    assert len(set(operations)) == len(operations)
     assert all(operation.get("summary") for methods in document["paths"].values() for operation in methods.values())
 
 

@@ -65,6 +65,7 @@ def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
         "mlflow": without_credentials(settings.mlflow_public_url).rstrip("/"),
         "window_seconds": settings.drift_window_seconds,
         "auto": settings.canary_auto,
+        "thresholds": monitor.thresholds(settings),
         "prediction_log": settings.prediction_log,
         "audit": _part(lambda: audit.history(service.engine, model, limit=ENTRIES)),
         "versions": _part(lambda: _versions(service, model)),

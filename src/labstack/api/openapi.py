@@ -42,6 +42,7 @@ KINDS = {
     "invocations": "predict",
     "infer": "predict",
     "ready": "ready",
+    "server_ready": "ready",
     "ping": "ready",
     "metadata": "model",
     "model_ready": "model",

@@ -28,7 +28,7 @@ def live() -> dict[str, Any]:
 
 
 @blueprint.get("/health/ready")
-def ready() -> dict[str, Any]:
+def server_ready() -> dict[str, Any]:
     """200 when the default model can be served, else 503 with the reason."""
     service().lineup()
     return {"ready": True}

@@ -1,0 +1,331 @@
+"""The console in Chromium: every state, and every move that an operator makes on it."""
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labstack import registry
+from labstack.registry import Rollout
+from labstack.store import audit, datasets
+from tests.browser.conftest import Browser
+from tests.conftest import Lab, Process, Relay, ask, free_port, run_api, run_mlflow, wait_until
+
+TOKEN = "the-operators-token"  # noqa: S105
+
+
+@pytest.fixture(scope="module")
+def followed(lab: Lab) -> str:
+    """A model with three versions that differ, version 2 in production, version 1 previous."""
+    name = f"flowers_{time.monotonic_ns()}"
+    for strength in (1.0, 2.0, 0.5):
+        lab.train("iris", model=name, params={"C": strength, "max_iter": 1000})
+    if registry.roles(lab.registry, name).production != 1:
+        registry.promote(lab.registry, lab.engine, name, 1, reason="the first")
+    registry.promote(lab.registry, lab.engine, name, 2, reason="it looks better")
+    return name
+
+
+@contextmanager
+def api_of(lab: Lab, folder: Path, model: str, **settings: Any) -> Iterator[Process]:
+    own: dict[str, Any] = {"mlflow_tracking_uri": lab.tracking_uri, "lab_database_url": f"sqlite:///{folder}/lab.db"}
+    own |= {"default_model_name": model, "drift_minimum_rows": 100, "drift_window_seconds": 600}
+    with run_api(folder, **own | settings) as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def api(lab: Lab, followed: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with api_of(lab, tmp_path_factory.mktemp("api"), followed, lab_database_url=lab.database_url) as process:
+        yield process
+
+
+def predict(lab: Lab, api: Process, number: int, **shifts: float) -> list[str]:
+    """Predictions for rows near training's; their request ids."""
+    rng = random.Random(1)  # noqa: S311
+    rows = list(datasets.read(lab.engine, "iris").dicts())
+    ids = []
+    for _ in range(number):
+        row = dict(rng.choice(rows))
+        row.pop("species")
+        for name in row:
+            row[name] = round(float(str(row[name])) + rng.gauss(0, 0.02) + shifts.get(name, 0), 3)
+        ids.append(ask(f"{api.url}/predict", row).json["request_id"])
+    wait_until(lambda: ask(f"{api.url}/drift").json["versions"][0]["rows"] >= number, 10, "all is counted")
+    return ids
+
+
+def as_it_was(lab: Lab, api: Process, model: str) -> None:
+    """Version 2 in production, version 1 previous, no canary."""
+    roles = registry.roles(lab.registry, model)
+    if roles.canary is not None:
+        registry.stop_canary(lab.registry, lab.engine, model, reason="as it was")
+    for version in (1, 2):
+        if registry.roles(lab.registry, model).production not in (version, 2):
+            registry.promote(lab.registry, lab.engine, model, version, reason="as it was")
+    ask(f"{api.url}/admin/reload", b"", "POST")
+
+
+def test_a_lab_that_serves(browser: Browser, lab: Lab, api: Process, followed: str) -> None:
+    ids = predict(lab, api, 300, petal_length=2.0)
+    ask(f"{api.url}/feedback", [{"request_id": ident, "outcome": "virginica"} for ident in ids[:40]])
+    browser.open(f"{api.url}/console")
+    for text in ("Version 2", "version 1", "drifted", "accuracy", ids[-1][:8], "it looks better", "passed"):
+        browser.wait_for(text)
+    wait_until(lambda: len(browser.all("[data-chart] svg.main-svg")) >= 7, 20, "the charts are drawn")
+    links = [link.get_attribute("href") or "" for link in browser.all("#versions ~ .wide a, [data-live=versions] a")]
+    assert any("/#/experiments/" in link and "/runs/" in link for link in links)
+    browser.require_sound("serving")
+
+
+def test_a_form_of_the_contract_predicts_and_says_what_is_wrong(browser: Browser, api: Process) -> None:
+    browser.open(f"{api.url}/console")
+    browser.type("[name=petal_length]", "1.4")
+    browser.find("[data-try] button").click()
+    wait_until(lambda: browser.find("output").text, 10, "an answer")
+    assert "%" in browser.find("output").text
+    assert "by version 2 (production)" in browser.find("output").text
+    browser.type("[name=petal_length]", "99")
+    browser.find("[data-try] button").click()
+    wait_until(lambda: "outside" in browser.find("output").text, 10, "a warning")
+    browser.run("document.querySelector('[name=petal_length]').required = false")
+    browser.find("[name=petal_length]").clear()
+    browser.find("[data-try] button").click()
+    wait_until(lambda: "petal_length is null" in browser.find("output").text, 10, "what is wrong")
+    assert browser.errors() == []
+
+
+def test_operators_start_step_and_end_a_canary(browser: Browser, lab: Lab, api: Process, followed: str) -> None:
+    as_it_was(lab, api, followed)
+    browser.open(f"{api.url}/console")
+    browser.click("Try as canary")
+    assert "becomes the canary beside production, version 2" in browser.text
+    browser.require_sound("confirm")
+    browser.type("#weight", "40")
+    browser.type("#reason", "let us see")
+    browser.click("Start the canary")
+    browser.wait_for("Done.")
+    roles = registry.roles(lab.registry, followed)
+    assert (roles.production, roles.canary) == (2, 3)
+    assert roles.rollout is not None
+    assert (roles.rollout.weight, roles.rollout.mode) == (0.4, "split")
+    predict(lab, api, 100)
+    browser.open(f"{api.url}/console")
+    browser.find("#evidence")
+    browser.wait_for("of at least 200 requests")
+    browser.require_sound("canary")
+    browser.click("Change share")
+    browser.type("#weight", "75")
+    browser.click("Change the share")
+    browser.wait_for("split 75%")
+    browser.click("Take out")
+    assert "is taken out; production, version 2, answers every request again" in browser.text
+    browser.click("Take the canary out")
+    browser.wait_for("Done.")
+    assert registry.roles(lab.registry, followed).canary is None
+    newest = audit.moves(lab.engine, followed)[0]
+    assert (newest.role, newest.actor) == ("canary", "operator at 127.0.0.1")
+    assert "let us see" in [entry.reason for entry in audit.moves(lab.engine, followed)]
+
+
+def test_operators_accept_a_canary_roll_back_and_reload(
+    browser: Browser, lab: Lab, api: Process, followed: str
+) -> None:
+    as_it_was(lab, api, followed)
+    registry.start_canary(lab.registry, lab.engine, followed, 3, Rollout(0.5, "split"), reason="try")
+    ask(f"{api.url}/admin/reload", b"", "POST")
+    browser.open(f"{api.url}/console")
+    browser.click("Accept")
+    assert "Version 3 becomes production and answers every request; version 2 becomes previous" in browser.text
+    browser.click("Accept the canary")
+    browser.wait_for("Version 3")
+    assert registry.roles(lab.registry, followed).production == 3
+    browser.click("Roll back to 2")
+    browser.click("Roll back")
+    browser.wait_for("Version 2")
+    assert registry.roles(lab.registry, followed).production == 2
+    browser.click("Reload")
+    assert "No role moves" in browser.text
+    browser.click("Reload")
+    browser.wait_for("Reload: followed by 2 workers")
+    assert browser.errors() == []
+
+
+def test_what_was_confirmed_is_not_done_when_roles_moved_meanwhile(
+    browser: Browser, lab: Lab, api: Process, followed: str
+) -> None:
+    as_it_was(lab, api, followed)
+    browser.open(f"{api.url}/console/confirm?move=rollback&model={followed}")
+    registry.promote(lab.registry, lab.engine, followed, 3, reason="by somebody else")
+    browser.click("Roll back")
+    browser.wait_for("Not done")
+    assert "have moved since the page was made" in browser.text
+    assert registry.roles(lab.registry, followed).production == 3
+    browser.require_sound("refused")
+    browser.click("Back to the console")
+    browser.wait_for("Production")
+
+
+def test_without_the_token_nobody_moves_anything_or_sees_inputs(
+    browser: Browser, lab: Lab, followed: str, tmp_path: Path
+) -> None:
+    with api_of(lab, tmp_path, followed, api_admin_token=TOKEN) as api:
+        ident = predict(lab, api, 1)[0]
+        browser.open(f"{api.url}/console")
+        browser.wait_for("For operators")
+        assert ident not in browser.text
+        assert "Roll back" not in browser.text
+        browser.require_sound("visitor")
+        browser.open(f"{api.url}/console/confirm?move=reload&model={followed}")
+        browser.wait_for("Sign in with the operators")
+        browser.open(f"{api.url}/console")
+        browser.type("#token", "not the token")
+        browser.click("Sign in")
+        browser.wait_for("This is not the operators' token")
+        browser.click("Back to the console")
+        browser.type("#token", TOKEN)
+        browser.click("Sign in")
+        browser.wait_for(ident)
+        [cookie] = browser.driver.get_cookies() or browser.run("return []") or [None]
+        assert cookie is not None
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        assert TOKEN not in cookie["value"]
+        browser.click("Reload")
+        browser.click("Reload")
+        browser.wait_for("followed by 2 workers")
+        browser.click("Sign out")
+        browser.wait_for("For operators")
+        assert TOKEN not in api.log.read_text()
+
+
+def test_a_foreign_page_makes_no_operator_move_anything(lab: Lab, api: Process, followed: str) -> None:
+    roles = registry.roles(lab.registry, followed)
+    form = f"move=reload&model={followed}&roles=x".encode()
+    headers = {"Origin": "http://evil.example", "Content-Type": "application/x-www-form-urlencoded"}
+    assert ask(f"{api.url}/console/move", form, "POST", headers).status == 403
+    assert registry.roles(lab.registry, followed) == roles
+
+
+def test_a_lab_without_a_model(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "mlflow").mkdir()
+    with (
+        run_mlflow(tmp_path / "mlflow", free_port()) as server,
+        run_api(tmp_path, until="/health", mlflow_tracking_uri=server.url) as api,
+    ):
+        browser.open(f"{api.url}/console")
+        browser.wait_for("Nothing is served yet")
+        browser.wait_for("./run_all.sh train")
+        browser.wait_for("Nothing has happened yet")
+        browser.require_sound("empty")
+
+
+def test_a_lab_that_comes_up(browser: Browser, tmp_path: Path) -> None:
+    nobody = f"http://localhost:{free_port()}"
+    with run_api(tmp_path, until="/health", mlflow_tracking_uri=nobody) as api:
+        browser.open(f"{api.url}/console")
+        browser.wait_for("Starting.")
+        browser.require_sound("starting")
+
+
+def test_a_registry_that_is_away(browser: Browser, lab: Lab, followed: str, tmp_path: Path) -> None:
+    with Relay(lab.tracking_uri) as relay:
+        settings: dict[str, Any] = {"mlflow_tracking_uri": relay.url, "follow_interval_seconds": 0.5}
+        with api_of(lab, tmp_path, followed, **settings) as api:
+            relay.close()
+            wait_until(lambda: ask(f"{api.url}/health").json["status"] == "degraded", 20, "it is degraded")
+            browser.open(f"{api.url}/console")
+            browser.wait_for("Degraded.")
+            browser.wait_for("cannot be reached")
+            browser.wait_for("Version ")
+            browser.require_sound("degraded")
+            relay.open()
+
+
+def test_a_database_that_is_away(browser: Browser, lab: Lab, followed: str, tmp_path: Path) -> None:
+    (tmp_path / "lab.db").write_text("Dear diary, " * 1000)
+    with api_of(lab, tmp_path, followed) as api:
+        browser.open(f"{api.url}/console")
+        browser.wait_for("file is not a database")
+        browser.wait_for("Try it")
+        browser.require_sound("no-database")
+
+
+def test_the_page_looks_again_by_itself_and_leaves_who_reads_alone(
+    browser: Browser, lab: Lab, api: Process, followed: str
+) -> None:
+    as_it_was(lab, api, followed)
+    browser.open(f"{api.url}/console")
+    looked = "return document.querySelector('footer time').textContent"
+    before = browser.run(looked)
+    browser.type("[name=petal_length]", "3.21")
+    registry.rollback(lab.registry, lab.engine, followed, reason="behind the page's back")
+    ask(f"{api.url}/admin/reload", b"", "POST")
+    wait_until(lambda: browser.run(looked) != before, 20, "it looks again")
+    browser.wait_for("behind the page's back")
+    assert browser.find("[name=petal_length]").get_attribute("value") == "3.21"
+    assert browser.run("return document.activeElement.name") == "petal_length"
+    assert browser.errors() == []
+
+
+def test_it_is_used_by_keyboard(browser: Browser, api: Process) -> None:
+    """The first thing that tab reaches leads past the menu, and whatever it reaches shows where it is."""
+    browser.open(f"{api.url}/console")
+    reached = "return document.activeElement.className + '|' + getComputedStyle(document.activeElement).outlineStyle"
+    seen = []
+    for _ in range(12):
+        browser.driver.execute_cdp_cmd(
+            "Input.dispatchKeyEvent", {"type": "keyDown", "key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9}
+        )
+        seen.append(browser.run(reached))
+    assert seen[0].startswith("skip|")
+    assert all(one.split("|")[1] not in ("", "none") for one in seen)
+    assert browser.run("return document.activeElement !== document.body")
+
+
+def test_without_scripts_everything_but_the_charts_is_there(
+    browser: Browser, lab: Lab, api: Process, followed: str
+) -> None:
+    as_it_was(lab, api, followed)
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.driver.get(f"{api.url}/console/confirm?move=reload&model={followed}")
+        [button] = browser.all("form button")
+        button.click()
+        [said] = browser.all("[role=status]")
+        assert "followed by 2 workers" in said.text
+        assert browser.all("noscript")
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_apis_page_sends_requests(browser: Browser, api: Process) -> None:
+    browser.open(f"{api.url}/docs")
+    browser.require_sound("docs")
+    details = browser.find("details")
+    details.find_element("css selector", "summary").click()
+    details.find_element("css selector", "button").click()
+    wait_until(lambda: "Status 200" in details.text, 10, "an answer")
+    assert json.loads(details.find_element("css selector", "output pre").text)["prediction"]["class"]
+    body = details.find_element("css selector", "textarea")
+    body.clear()
+    body.send_keys("{}")
+    details.find_element("css selector", "button").click()
+    wait_until(lambda: "Status 422" in details.text, 10, "an error")
+    assert browser.errors() == []
+
+
+def test_nothing_comes_from_elsewhere(browser: Browser, api: Process) -> None:
+    for path in ("/console", "/docs"):
+        browser.open(api.url + path)
+        browser.find("h1")
+        loaded = browser.run("return performance.getEntriesByType('resource').map((one) => one.name)")
+        assert loaded
+        assert all(name.startswith((api.url, "data:")) for name in loaded), loaded
+        policy = ask(api.url + path).headers["Content-Security-Policy"]
+        assert "unsafe" not in policy
+        assert "default-src 'none'" in policy
