@@ -10,25 +10,16 @@ from sqlalchemy import Engine, func, select
 
 from labstack.store import predictions
 from labstack.store.database import reading, writing
-from labstack.store.predictions import Fed, FeedbackError, Outcome, Prediction
+from labstack.store.predictions import Fed, FeedbackError, Outcome, Prediction, Row
 
 
-def row(request_id: str, *outputs: Any, at: float = 0.0, **others: Any) -> dict[str, Any]:
+def row(request_id: str, *outputs: Any, at: float = 0.0, model: str = "m", version: int = 1) -> Row:
     """A prediction of classes with their confidence, or of numbers."""
     said = [{"class": one[0], "confidence": one[1]} if isinstance(one, tuple) else {"value": one} for one in outputs]
-    return {
-        "at": at or time.time(),
-        "request_id": request_id,
-        "model": "m",
-        "version": 1,
-        "role": "production",
-        "latency_ms": 0.5,
-        "inputs": None,
-        "outputs": json.dumps(said),
-    } | others
+    return Row(at or time.time(), request_id, model, version, "production", 0.5, None, json.dumps(said))
 
 
-def keep(engine: Engine, *rows: dict[str, Any]) -> None:
+def keep(engine: Engine, *rows: Row) -> None:
     with writing(engine) as session:
         predictions.append(session, rows)
 

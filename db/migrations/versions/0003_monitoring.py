@@ -13,7 +13,7 @@ def upgrade() -> None:
     op.create_table(
         "predictions",
         sa.Column("id", BIG, primary_key=True),
-        sa.Column("at", sa.Double, nullable=False, index=True),
+        sa.Column("at", sa.Double, nullable=False),
         sa.Column("request_id", sa.String, nullable=False, index=True),
         sa.Column("model", sa.String, nullable=False),
         sa.Column("version", sa.Integer, nullable=False),

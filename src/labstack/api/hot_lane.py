@@ -22,8 +22,14 @@ PREFIX, SUFFIX = "/models/", "/predict"
 
 
 def request_id(theirs: str) -> str:
-    """The caller's id of a request when it sent a sane one, else a new one."""
-    return theirs if SANE_REQUEST_ID.fullmatch(theirs) else f"{random.getrandbits(128):032x}"
+    """The caller's id of a request when it sent a sane one, else a new one.
+
+    Ours begin with the time, as those of RFC 9562's version 7 do: in an index of random ones each would lie on a page
+    of its own, and to keep it cost ten times as much.
+    """
+    if SANE_REQUEST_ID.fullmatch(theirs):
+        return theirs
+    return f"{time.time_ns() // 1_000_000:012x}{random.getrandbits(80):020x}"
 
 
 def sticky_key(header: str | None, body: bytes) -> bytes:

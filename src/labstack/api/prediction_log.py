@@ -8,8 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 import structlog
@@ -37,13 +35,12 @@ class NotKeptError(LabError):
     """A prediction that is to be kept before its answer is sent could not be."""
 
 
-@dataclass(eq=False)
-class Entry:
-    """A prediction on its way into the log."""
+class Waiter:
+    """A request that waits until its prediction is kept, or cannot be."""
 
-    record: Record
-    settled: threading.Event = field(default_factory=threading.Event)
-    kept: bool = False
+    def __init__(self) -> None:
+        self.settled = threading.Event()
+        self.kept = False
 
 
 class PredictionLog:
@@ -53,7 +50,7 @@ class PredictionLog:
         self._inputs = settings.log_inputs
         self._windows = counted
         self._engine: Engine | None = None
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[tuple[Record, Waiter | None]] = deque()
         self._ready = threading.Condition()
         self._urgent = self._ended = self._told = False
         self._windows_due = 0.0
@@ -73,19 +70,19 @@ class PredictionLog:
         """Hand over finished predictions; never waits."""
         if self.mode == "batched":
             free = WAITING_PREDICTIONS - len(self._waiting)
-            self._waiting.extend(map(Entry, records[:free]))
+            self._waiting.extend((record, None) for record in records[:free])
             metrics.dropped.labels("predictions").inc(len(records) - len(records[:free]))
 
     def keep(self, record: Record) -> None:
         """Return when a prediction is committed. Raises NotKeptError when it could not be in time."""
-        entry = Entry(record)
+        waiter = Waiter()
         with self._ready:
             if self._ended or len(self._waiting) >= WAITING_PREDICTIONS:
                 raise self._refused()
-            self._waiting.append(entry)
+            self._waiting.append((record, waiter))
             self._urgent = True
             self._ready.notify()
-        if not entry.settled.wait(2 * BUSY_SECONDS) or not entry.kept:
+        if not waiter.settled.wait(2 * BUSY_SECONDS) or not waiter.kept:
             raise self._refused()
 
     def _refused(self) -> NotKeptError:
@@ -114,7 +111,7 @@ class PredictionLog:
         try:
             with writing(self._opened()) as session:
                 if batch:
-                    predictions.append(session, [self._row(entry.record) for entry in batch])
+                    predictions.append(session, [self._row(record) for record, _ in batch])
                 windows.put(session, list(counted.values()))
         except DatabaseError as error:
             self._lose(batch, last, error)
@@ -125,18 +122,20 @@ class PredictionLog:
             return False
         if due:
             self._windows_due = time.monotonic() + WINDOWS_SECONDS
-        for entry in batch:
-            entry.kept = True
-            entry.settled.set()
+        for _, waiter in batch:
+            if waiter is not None:
+                waiter.kept = True
+                waiter.settled.set()
         metrics.kept.labels("predictions").inc(len(batch))
         self._tell(None)
         return True
 
-    def _lose(self, batch: list[Entry], last: bool, error: DatabaseError) -> None:
+    def _lose(self, batch: list[tuple[Record, Waiter | None]], last: bool, error: DatabaseError) -> None:
         """Have what could not be written wait on, unless somebody waits for it or nobody comes back for it."""
         if self.mode == "durable":
-            for entry in batch:
-                entry.settled.set()
+            for _, waiter in batch:
+                if waiter is not None:
+                    waiter.settled.set()
         elif last:
             lost = len(batch) + len(self._waiting)
             self._waiting.clear()
@@ -163,15 +162,15 @@ class PredictionLog:
             self._engine = engine
         return self._engine
 
-    def _row(self, record: Record) -> dict[str, Any]:
+    def _row(self, record: Record) -> predictions.Row:
         served = record.role.served
-        return {
-            "at": record.at,
-            "request_id": record.request_id,
-            "model": served.model,
-            "version": served.version,
-            "role": record.role.name,
-            "latency_ms": record.latency_ms,
-            "inputs": orjson.dumps(served.plan.inputs(record.matrix)).decode() if self._inputs else None,
-            "outputs": orjson.dumps(outputs(record)).decode(),
-        }
+        return predictions.Row(
+            record.at,
+            record.request_id,
+            served.model,
+            served.version,
+            record.role.name,
+            record.latency_ms,
+            orjson.dumps(served.plan.inputs(record.matrix)).decode() if self._inputs else None,
+            orjson.dumps(outputs(record)).decode(),
+        )

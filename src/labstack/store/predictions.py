@@ -9,9 +9,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Double, Engine, Index, Integer, Text, delete, func, insert, select
+from sqlalchemy import BigInteger, Double, Engine, Index, Integer, Text, delete, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from labstack.errors import LabError
@@ -31,7 +31,7 @@ class Prediction(Table):
     __tablename__ = "predictions"
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-    at: Mapped[float] = mapped_column(Double, index=True)
+    at: Mapped[float] = mapped_column(Double)
     request_id: Mapped[str] = mapped_column(index=True)
     model: Mapped[str]
     version: Mapped[int]
@@ -120,9 +120,24 @@ class Live:
         return found
 
 
-def append(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add predictions, each with the values of all columns but the id."""
-    session.execute(insert(Prediction), list(rows))
+class Row(NamedTuple):
+    """A prediction that is to be added."""
+
+    at: float
+    request_id: str
+    model: str
+    version: int
+    role: str
+    latency_ms: float
+    inputs: str | None
+    outputs: str
+
+
+def append(session: Session, rows: Sequence[Row]) -> None:
+    """Add predictions; by the driver's own means, as SQLAlchemy's take longer than the rest of it."""
+    connection = session.connection()
+    marks = ", ".join(["%s" if connection.dialect.paramstyle in ("format", "pyformat") else "?"] * len(Row._fields))
+    connection.exec_driver_sql(f"INSERT INTO predictions ({', '.join(Row._fields)}) VALUES ({marks})", list(rows))  # noqa: S608
 
 
 def recent(engine: Engine, model: str, limit: int) -> list[Prediction]:
@@ -190,8 +205,8 @@ def expire(engine: Engine, days: float, rows: int) -> int:
     oldest = time.time() - days * 86400
     with writing(engine) as session:
         newest = session.scalar(select(func.max(Prediction.id))) or 0
-        aged = select(Prediction.id).where(Prediction.at < oldest).order_by(Prediction.at).limit(EXPIRED_AT_ONCE)
-        removed = _removed(session, Prediction.id.in_(aged))
+        first = select(Prediction.id, Prediction.at).order_by(Prediction.id).limit(EXPIRED_AT_ONCE).subquery()
+        removed = _removed(session, Prediction.id.in_(select(first.c.id).where(first.c.at < oldest)))
         if removed < EXPIRED_AT_ONCE:
             many = select(Prediction.id).where(Prediction.id <= newest - rows).order_by(Prediction.id)
             removed += _removed(session, Prediction.id.in_(many.limit(EXPIRED_AT_ONCE - removed)))
