@@ -17,11 +17,13 @@ from sqlalchemy import Engine
 from labstack import logs, registry
 from labstack import settings as settings_module
 from labstack.errors import LabError
-from labstack.mlflow_rest import MlflowRest, Version
+from labstack.mlflow_rest import MlflowRest, RegistryError, Version
 from labstack.registry import ROLES, Rollout
 from labstack.settings import Settings
 from labstack.store import audit, datasets
 from labstack.store.database import connect, migrate
+
+AUDIT_ENTRIES = 100
 
 NOT_PROMOTED = 3  # the exit code of a training whose version did not pass its gates
 
@@ -134,7 +136,7 @@ def promote(lab: Lab, model: str, version: int, force: bool, reason: str) -> Non
 
     with _told():
         if not force:
-            promotion.require_passed(lab.client, model, version)
+            _or_noted(lab, model, version, promotion.require_passed)
         registry.promote(lab.client, lab.engine, model, version, reason=reason or "promoted by hand")
     _moved(lab, f"{model} version {version} is production")
 
@@ -174,7 +176,7 @@ def canary_start(lab: Lab, model: str, version: int, weight: float | None, mode:
 
     share = lab.settings.canary_probability if weight is None else weight
     with _told():
-        promotion.require_compatible(lab.client, model, version)
+        _or_noted(lab, model, version, promotion.require_compatible)
         rollout = Rollout(share, mode)
         registry.start_canary(lab.client, lab.engine, model, version, rollout, reason=reason or f"canary, {rollout}")
     _moved(lab, f"{model} version {version} is the canary, {rollout}")
@@ -210,10 +212,16 @@ def canary_stop(lab: Lab, model: str, reason: str) -> None:
 
 @main.command()
 @click.argument("model", required=False)
+@click.option("--audit", "as_audit", is_flag=True, help="Show all that happened instead: moves, reloads, refusals.")
 @json_option
 @click.pass_obj
-def status(lab: Lab, model: str | None, as_json: bool) -> None:
+def status(lab: Lab, model: str | None, as_audit: bool, as_json: bool) -> None:
     """What is in which role, of MODEL or of all models, and who moved it there last, when and why."""
+    if as_audit:
+        with _told():
+            entries = [_happened(entry, as_json) for entry in audit.history(lab.engine, model, limit=AUDIT_ENTRIES)]
+        _print(entries, as_json, "Nothing has happened yet.")
+        return
     with _told():
         found = registry.all_roles(lab.client)
         if model is not None and model not in found:
@@ -426,6 +434,31 @@ def _moved(lab: Lab, said: str) -> None:
     from labstack.training import promotion
 
     click.echo(f"{said}; {promotion.tell_api(lab.settings)}")
+
+
+def _or_noted(lab: Lab, model: str, version: int, require: Callable[[MlflowRest, str, int], None]) -> None:
+    """Require something of a version; a refusal goes into the audit."""
+    from labstack.training import promotion
+
+    try:
+        require(lab.client, model, version)
+    except LabError as error:
+        if not isinstance(error, RegistryError):
+            promotion.note_refusal(lab.engine, model, version, str(error))
+        raise
+
+
+def _happened(entry: audit.Entry, whole: bool) -> dict[str, Any]:
+    """An entry of the audit; `whole` with the evidence."""
+    change = f"{entry.role}: {entry.from_version or 'none'} → {entry.to_version or 'none'}"
+    shown = {
+        "at": entry.at.isoformat(timespec="seconds"),
+        "model": entry.model,
+        "what": change if entry.action == "move" else entry.action,
+        "by": entry.actor,
+        "why": entry.reason,
+    }
+    return shown | ({"evidence": entry.evidence} if whole else {})
 
 
 def _held(model: str, role: str, roles: registry.Roles, moves: list[audit.Entry]) -> dict[str, Any]:

@@ -3,18 +3,21 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import requests
+from sqlalchemy import Engine
 
 from labstack import contract, registry, serialization
 from labstack.contract import Contract
 from labstack.errors import LabError
 from labstack.mlflow_rest import MlflowRest, NotThereError, Version
 from labstack.settings import Settings, without_credentials
+from labstack.store import audit
+from labstack.store.database import DatabaseError
 from labstack.training import evaluate
 from labstack.training.config import Pipeline
 from labstack.training.data import Table
@@ -101,6 +104,12 @@ def require_passed(client: MlflowRest, model: str, number: int) -> None:
     ]
     reason = "; ".join(failed) or "it was never judged by them"
     raise TrainingError(f"Version {number} of {model!r} has not passed its gates: {reason}. --force promotes it.")
+
+
+def note_refusal(engine: Engine, model: str, number: int, reason: str) -> None:
+    """Note in the audit that a version was refused a role; a database that is away changes nothing of it."""
+    with suppress(DatabaseError):
+        audit.note(engine, "refused", model=model, version=number, actor=registry.actor(), reason=reason)
 
 
 def require_compatible(client: MlflowRest, model: str, number: int) -> None:

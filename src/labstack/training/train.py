@@ -109,6 +109,8 @@ def train(
         return outcome
     progress.step("registered", model=pipeline.model, version=version)
     promoted, reason = _decide(pipeline, client, engine, table, judged, version, approve)
+    if not judged.passed:
+        promotion.note_refusal(engine, pipeline.model, version, reason)
     with suppress(RegistryError):  # without it a training that was told --if-changed looks at the version again
         client.set_version_tag(pipeline.model, version, DECISION_TAG, reason[:TAG_CHARACTERS])
     progress.step("promoted" if promoted else "not promoted", model=pipeline.model, version=version, reason=reason)
