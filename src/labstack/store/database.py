@@ -5,7 +5,6 @@ writes at a time: on SQLite it takes the database's write lock from its first st
 an advisory lock. So two writers queue instead of failing half-way; readers see the last commit and never wait.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from labstack.settings import ROOT
 
 MIGRATIONS = ROOT / "db" / "migrations"
 BUSY_TIMEOUT_SECONDS = 20.0
+CONNECT_SECONDS = 3  # to a server that does not answer; whoever asks for metrics waits as long
 ADVISORY_LOCK = 1_279_345_996  # any number that no other program takes for its own
 
 
@@ -60,7 +60,7 @@ def connect(url: str, busy_seconds: float = BUSY_TIMEOUT_SECONDS, durable: bool 
             options = f"-c lock_timeout={busy_seconds:g}s"
             return create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
-                connect_args={"options": options, "connect_timeout": math.ceil(busy_seconds)},
+                connect_args={"options": options, "connect_timeout": CONNECT_SECONDS},
                 pool_pre_ping=True,
             )
         if parsed.get_backend_name() != "sqlite":
