@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from labstack.store import audit, datasets, leases, predictions, windows  # noqa: F401  # the tables that the migrations are compared with
+# the tables that the migrations are compared with
+from labstack.store import audit, datasets, leases, predictions, windows  # noqa: F401
 from labstack.store.database import Table
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Table.metadata)
