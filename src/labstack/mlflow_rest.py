@@ -136,9 +136,9 @@ class MlflowRest:
         found: list[Version] = []
         token = ""
         while True:
-            quoted = model.replace("'", "''")
+            mark = '"' if "'" in model else "'"  # MLflow undoes no doubling
             page = self._call(
-                "GET", "model-versions/search", filter=f"name='{quoted}'", max_results=1000, page_token=token
+                "GET", "model-versions/search", filter=f"name={mark}{model}{mark}", max_results=1000, page_token=token
             )
             found += map(_version, page.get("model_versions", ()))
             token = page.get("next_page_token", "")

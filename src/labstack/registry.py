@@ -308,7 +308,8 @@ def _rollout(text: str, canary: int | None) -> Rollout | None:
     """What a model's tag says of its canary; None when it speaks of another version, or says nothing that can be."""
     try:
         said = json.loads(text)
-        rollout = Rollout(float(said["weight"]), said["mode"], str(said.get("since", "")))
+        since = said.get("since") or ""
+        rollout = Rollout(float(said["weight"]), said["mode"], since and datetime.fromisoformat(since).isoformat())
     except (ValueError, KeyError, TypeError):
         return None
     sound = 0 <= rollout.weight <= 1 and rollout.mode in ("split", "shadow")

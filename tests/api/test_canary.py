@@ -1,7 +1,6 @@
 """A canary beside production: who answers whom, who predicts beside, and the moves of its role."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,6 @@ from scipy import stats
 
 from labstack import registry
 from labstack.api import metrics
-from labstack.api.app import create_app
 from labstack.api.service import Service
 from labstack.contract import Contract, Feature, Plan
 from labstack.registry import Rollout
@@ -24,15 +22,8 @@ ALL = Rollout(1, "split")
 
 
 @pytest.fixture
-def app(lab: Lab, model: str) -> Iterator[Flask]:
-    """An application that runs and follows, whose default model is one of the test's own, version 1 in production."""
-    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
-    app = create_app(lab.settings(default_model_name=model, follow_interval_seconds=600))
-    service: Service = app.extensions["labstack"]
-    service.control.reset()
-    service.start()
-    yield app
-    service.stop()
+def app(running: Flask) -> Flask:
+    return running
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Feedback, drift and the audit, as callers ask for them."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from labstack import registry
 from labstack.api.app import create_app
-from labstack.api.service import Service
 from labstack.store import predictions
 from labstack.store.audit import history
 from tests.conftest import IRIS_ROW, Lab, wait_until
@@ -19,20 +16,8 @@ ROWS = 400
 
 
 @pytest.fixture
-def app(lab: Lab, model: str) -> Iterator[Flask]:
-    """An application that runs, whose default model is one of the test's own, version 1 in production."""
-    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
-    app = create_app(lab.settings(default_model_name=model, follow_interval_seconds=600))
-    service: Service = app.extensions["labstack"]
-    service.control.reset()
-    service.start()
-    yield app
-    service.stop()
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
+def client(running: Flask) -> FlaskClient:
+    return running.test_client()
 
 
 def flowers(**shifts: float) -> list[dict[str, float]]:

@@ -147,12 +147,12 @@ def test_operators_accept_a_canary_roll_back_and_reload(
     assert registry.roles(lab.registry, followed).production == 3
     browser.click("Roll back to 2")
     browser.click("Roll back")
-    browser.wait_for("Version 2")
+    browser.wait_for("What was production before is production again. Production is version 2.")
     assert registry.roles(lab.registry, followed).production == 2
     browser.click("Reload")
     assert "No role moves" in browser.text
     browser.click("Reload")
-    browser.wait_for("Reload: followed by 2 workers")
+    browser.wait_for("Every worker has followed the registry.")
     assert browser.errors() == []
 
 
@@ -297,7 +297,7 @@ def test_without_scripts_everything_but_the_charts_is_there(
         [button] = browser.all("form button")
         button.click()
         [said] = browser.all("[role=status]")
-        assert "followed by 2 workers" in said.text
+        assert "Every worker has followed" in said.text
         assert browser.all("noscript")
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

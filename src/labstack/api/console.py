@@ -52,6 +52,9 @@ def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
     """What the template shows of a model."""
     follower, settings = service.follower, service.settings
     lineup = follower.lineups.get(model)
+    away = follower.following.registry_error  # not to be waited for, then
+    registered = Part(error=away) if away else _part(lambda: _versions(service, model))
+    roles, versions = registered.value or (registry.Roles(), [])
     shown: dict[str, Any] = {
         "model": model,
         "models": sorted(set(follower.lineups) | follower.following.without_production | {model}),
@@ -67,9 +70,10 @@ def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
         "auto": settings.canary_auto,
         "thresholds": monitor.thresholds(settings),
         "prediction_log": settings.prediction_log,
+        "refusal": "" if lineup else service.refusal(model).detail,
         "audit": _part(lambda: audit.history(service.engine, model, limit=ENTRIES)),
-        "versions": _part(lambda: _versions(service, model)),
-        "previous": _part(lambda: registry.roles(service.client, model).previous),
+        "versions": Part(versions, registered.error),
+        "previous": Part(roles.previous, registered.error),
     }
     if lineup is not None:
         found = _part(lambda: monitor.recent(service.engine, settings, model))
@@ -104,7 +108,7 @@ def consequence(move: str, model: str, roles: registry.Roles, version: int | Non
             return "Every worker looks at the registry now and follows it. No role moves."
         case "canary" if version == canary:
             return f"Version {version} stays the canary, and gets another share of the requests."
-        case "canary":
+        case "canary" if canary is None and version != now:
             return (
                 f"Version {version} becomes the canary beside production, version {now}. In a split it answers its "
                 "share of the requests; in shadow it answers none, and is compared."
@@ -116,7 +120,7 @@ def consequence(move: str, model: str, roles: registry.Roles, version: int | Non
         case "rollback" if previous is not None:
             back = f"Version {previous} becomes production again and answers every request"
             return f"{back}; version {now} becomes previous."
-    raise LabError(f"There is nothing to {move} of {model!r}: roles have moved since the page was made.")
+    raise LabError(f"That cannot be done with {model!r} as its roles are now: look at the page again.")
 
 
 def _part(gather: Callable[[], Any]) -> Part:
@@ -137,8 +141,8 @@ def _traffic(service: Service, found: Sequence[Drifted]) -> list[Traffic]:
     ]
 
 
-def _versions(service: Service, model: str) -> list[dict[str, Any]]:
-    """The newest versions, with their roles, gates and runs."""
+def _versions(service: Service, model: str) -> tuple[registry.Roles, list[dict[str, Any]]]:
+    """The roles, and the newest versions with theirs, their gates and runs."""
     roles = registry.roles(service.client, model)
     shown = []
     for version in service.client.versions(model)[:VERSIONS]:
@@ -154,7 +158,7 @@ def _versions(service: Service, model: str) -> list[dict[str, Any]]:
                 "metrics": {n: value for n, value in run.metrics.items() if not n.endswith(("_low", "_high"))},
             }
         )
-    return shown
+    return roles, shown
 
 
 def _row(one: Prediction) -> dict[str, Any]:
@@ -176,17 +180,18 @@ def _traffic_chart(lineup: Lineup, found: Sequence[Window], seconds: float) -> d
     length = seconds / PERIODS
     last = time.time() // length * length
     starts = [last - length * back for back in reversed(range(PERIODS))]
+    lengths = [length] * (PERIODS - 1) + [max(time.time() - last, 1.0)]  # the last one lasts
     series = []
     for role in lineup.roles:
         served = role.served
         by_period = [
-            monitor.added(served, (w for w in found if w.version == served.version and w.started == start))
+            monitor.added(served, (w for w in found if w.version == served.version and abs(w.started - start) < 0.01))
             for start in starts
         ]
         series.append(
             {
                 "name": f"{role.name} (version {served.version})",
-                "requests": [counts.requests / length for counts in by_period],
+                "requests": [counts.requests / long for counts, long in zip(by_period, lengths, strict=True)],
                 "p50": [_milliseconds(counts, 0.5) for counts in by_period],
                 "p99": [_milliseconds(counts, 0.99) for counts in by_period],
             }

@@ -18,6 +18,8 @@ from labstack.registry import Roles, Rollout, Said
 from labstack.store import audit
 from labstack.store.database import DatabaseError
 
+MOVED = "The registry has moved the role"
+
 log = structlog.get_logger(__name__)
 
 
@@ -128,7 +130,7 @@ def _moved(move: Any, asked: Move, reason: str, only_from: Roles | None, *argume
     try:
         converged = _converge(model)
     except Problem as problem:
-        problem.detail = f"The registry has moved the role, but not every worker follows yet. {problem.detail}"
+        problem.detail = f"{MOVED}, but not every worker follows yet. {problem.detail}"
         raise
     rollout = roles.rollout
     canary = None if rollout is None else {"version": roles.canary, "weight": rollout.weight, "mode": rollout.mode}

@@ -68,7 +68,7 @@ def require_signed_in() -> None:
     if token is None:
         return
     until, _, signature = request.cookies.get(COOKIE, "").partition(".")
-    if not (hmac.compare_digest(signature, _signature(until, token)) and float(until) > time.time()):
+    if not (hmac.compare_digest(signature.encode(), _signature(until, token).encode()) and float(until) > time.time()):
         raise Problem(403, "not-an-operator", "Sign in with the operators' token first; it is API_ADMIN_TOKEN in .env.")
 
 

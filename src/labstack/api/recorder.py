@@ -133,8 +133,8 @@ class Recorder:
                     logs.info("prediction", self._fields(record, window.stats))
             except Exception:  # one record that cannot be written must not end the recording of all
                 log.exception("prediction not recorded", request_id=record.request_id)
-        self._count(records)
         self._log.put(records)
+        self._count(records)
 
     def _window(self, served: Served) -> Window:
         if served not in self._recent:

@@ -1,6 +1,8 @@
 """The console: one page for people, on which operators move roles too, each time after a word on what will happen."""
 
+import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,7 +18,6 @@ from labstack.api.problems import Problem, faults_of
 from labstack.api.request import model_asked, service
 from labstack.errors import LabError
 from labstack.mlflow_rest import RegistryFailedError
-from labstack.store import audit
 from labstack.store.database import DatabaseError
 
 MOVES: dict[str, str] = {
@@ -27,6 +28,14 @@ MOVES: dict[str, str] = {
     "reload": "Reload",
 }
 
+DONE = {
+    "canary": "The canary gets the requests that it was given.",
+    "accept": "What was the canary is production.",
+    "reject": "The canary is out.",
+    "rollback": "What was production before is production again.",
+    "reload": "Every worker has followed the registry.",
+}
+
 blueprint = Blueprint("console", __name__)
 blueprint.after_request(pages.guard)
 
@@ -34,12 +43,7 @@ blueprint.after_request(pages.guard)
 @blueprint.get("/console")
 def show() -> str:
     """The page of the default model, or of ?model=."""
-    done = None
-    if request.args.get("done"):
-        try:
-            done = next(iter(audit.history(service().engine, limit=1)), None)
-        except LabError:
-            done = None
+    done = DONE.get(request.args.get("done", ""), "")
     return _rendered("console.html", **console.page(service(), model_asked(), is_signed_in()), done=done)
 
 
@@ -79,8 +83,7 @@ def move() -> AnyResponse:
         if name == "reload":
             moves.reload()
         elif name == "canary":
-            weight = request.form.get("weight", "")
-            more = {"version": version, "weight": float(weight) / 100, "mode": request.form.get("mode")}
+            more = {"version": version, "weight": _share(), "mode": request.form.get("mode")}
             moves.update(Update.model_validate(said | more), roles)
         else:
             make: dict[str, Callable[[Move, registry.Roles], Any]] = {
@@ -92,9 +95,7 @@ def move() -> AnyResponse:
     except ValidationError as error:
         faults = faults_of(error)
         raise Problem(422, "form", "; ".join(f"{field}: {text}" for field, text in faults) + ".", faults) from None
-    except ValueError:
-        raise Problem(422, "form", "The share is no number of percent.") from None
-    return redirect(f"/console?{urlencode({'model': model, 'done': 1})}", 303)
+    return redirect(f"/console?{urlencode({'model': model, 'done': name})}", 303)
 
 
 @blueprint.post("/console/sign-in")
@@ -119,11 +120,12 @@ def _from_lab(error: LabError) -> tuple[str, int]:
 @blueprint.errorhandler(Problem)
 def _failed(problem: Problem) -> tuple[str, int]:
     """An error as a page, with the way back."""
-    return _rendered("failed.html", problem=problem, back=_back()), problem.status
+    moved = problem.detail.startswith(moves.MOVED)
+    return _rendered("failed.html", problem=problem, moved=moved, back=_back()), problem.status
 
 
 def _rendered(template: str, **values: Any) -> str:
-    return pages.render(template, seen=_seen, **values)
+    return pages.render(template, seen=_seen, pretty=partial(json.dumps, indent=1, ensure_ascii=False), **values)
 
 
 def _asked(get: Callable[[str], str | None]) -> tuple[str, str, int | None]:
@@ -134,6 +136,15 @@ def _asked(get: Callable[[str], str | None]) -> tuple[str, str, int | None]:
     if move == "canary" and not version:
         raise Problem(422, "form", "A canary needs a version.")
     return move, get("model") or service().settings.default_model_name, int(version) if version else None
+
+
+def _share() -> float:
+    """The share that a form gives in percent. Raises Problem."""
+    text = request.form.get("weight", "")
+    try:
+        return float(text) / 100
+    except ValueError:
+        raise Problem(422, "form", f"The share {text[:20]!r} is no number of percent.") from None
 
 
 def _seen(roles: registry.Roles) -> str:

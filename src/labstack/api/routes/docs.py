@@ -9,10 +9,11 @@ from urllib.parse import quote
 from flask import Blueprint, Response, current_app, request
 
 from labstack.api import openapi, pages
+from labstack.api.operators import is_signed_in
 from labstack.api.request import service
 from labstack.api.serving.lineup import Lineup
+from labstack.errors import LabError
 from labstack.store import datasets
-from labstack.store.database import DatabaseError
 
 blueprint = Blueprint("docs", __name__)
 
@@ -87,9 +88,9 @@ def _example(method: str, path: str, operation: dict[str, Any], lineups: dict[st
 
 
 def _some_rows() -> tuple[str, list[dict[str, Any]]]:
-    """A dataset and its first row; made up where the database has none, or is away."""
-    engine = service().engine
-    with suppress(DatabaseError):
-        for known in datasets.summaries(engine):
+    """A dataset and its first row, for whom may see it; made up for others, and where there is none."""
+    with suppress(LabError):
+        engine = service().engine
+        for known in datasets.summaries(engine) if is_signed_in() else ():
             return known.name, list(datasets.read(engine, known.name, 0, 1).dicts())
     return "mine", [{}]

@@ -31,11 +31,13 @@ function layout(more) {
 
 function bars(element) {
   const found = JSON.parse(element.querySelector("script").textContent);
-  const side = (name, values, paint) => ({ type: "bar", name, x: found.bars, y: values, marker: { color: paint } });
+  const places = found.bars.map((_, place) => place);
+  const side = (name, values, paint) => ({ type: "bar", name, x: places, y: values, marker: { color: paint },
+    customdata: found.bars, hovertemplate: "%{customdata}: %{y:.1%}" });
   const series = [side("training", found.reference, color("then")), side("now", found.now, color("now"))];
   const numbers = found.bars.length > 8;
   return [series, layout({ bargap: 0.15, bargroupgap: 0, margin: { t: 6, r: 6, b: numbers ? 8 : 24, l: 34 },
-    xaxis: { type: "category", showticklabels: !numbers, tickangle: 0 }, yaxis: { tickformat: ".0%", nticks: 4 } })];
+    xaxis: { tickvals: numbers ? [] : places, ticktext: numbers ? [] : found.bars, tickangle: 0 }, yaxis: { tickformat: ".0%", nticks: 4 } })];
 }
 
 function traffic(key) {
@@ -105,9 +107,11 @@ function say(output, lines, ok) {
 async function predict(form) {
   const row = {};
   for (const field of form.querySelectorAll("[data-kind]")) {
-    row[field.name] = field.value === "" ? null : field.dataset.kind === "number" ? Number(field.value) : field.value;
+    const number = field.dataset.kind === "number";
+    const missing = number ? field.value === "" : "missing" in field.selectedOptions[0].dataset;
+    row[field.name] = missing ? null : number ? Number(field.value) : field.value;
   }
-  const found = await ask(form.dataset.try, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(row) });
+  const found = await ask(form.getAttribute("data-try"), { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(row) });
   say(form.querySelector("output"), told(found.status, found.body), found.ok);
 }
 
@@ -115,7 +119,7 @@ async function send(form) {
   const body = form.elements.body?.value;
   const token = form.elements.token?.value;
   const headers = { ...(body ? { "Content-Type": "application/json" } : {}), ...(token ? { "X-Admin-Token": token } : {}) };
-  const found = await ask(form.elements.path.value, { method: form.dataset.method, headers, body: body || undefined });
+  const found = await ask(form.elements.path.value, { method: form.getAttribute("data-method"), headers, body: body || undefined });
   const shown = found.body ? JSON.stringify(found.body, null, 2) : found.text;
   const output = form.querySelector("output");
   say(output, [found.status ? `Status ${found.status}` : "No answer"], found.ok);
@@ -125,34 +129,53 @@ async function send(form) {
   output.append(text);
 }
 
-/* Put what changed since in its place; parts that somebody is in are left alone until the next time. */
+const address = () => window.location.href.replace(/([?&])done=\w+&?/, "$1").replace(/#.*/, "");
+let busy = false;
+
+/* Put what changed since in its place; parts whose controls somebody is at are left alone, and the time says so. */
 async function refresh() {
-  if (document.hidden || !document.querySelector("[data-live]")) return;
-  let text;
+  if (busy || document.hidden || !document.querySelector("[data-live]")) return;
+  busy = true;
   try {
-    const answer = await fetch(window.location.href.replace(/[?&]done=1/, "").replace(/#.*/, ""));
-    if (!answer.ok) return;
-    text = await answer.text();
+    const answer = await fetch(address());
+    if (!answer.ok) throw new Error(answer.statusText);
+    put(await answer.text());
   } catch {
-    document.querySelector("footer p").textContent = "The API cannot be reached; what is shown may be old.";
-    return;
+    document.querySelector("footer p").textContent = "The API cannot be asked; what is shown may be old.";
+  } finally {
+    busy = false;
   }
+}
+
+function put(text) {
   const fresh = new DOMParser().parseFromString(text, "text/html");
   const names = (page) => [...page.querySelectorAll("[data-live]")].map((part) => part.dataset.live).join();
   if (names(fresh) !== names(document)) {
-    if (!document.querySelector("main").contains(document.activeElement)) window.location.reload();
+    const link = document.createElement("a");
+    link.href = address();
+    link.textContent = "Refresh";
+    document.querySelector("footer p").replaceChildren("What is served has changed since this page was made. ", link);
     return;
   }
+  const held = document.activeElement.matches("a, button, summary") ? document.activeElement : null;
+  let kept = false;
   for (const part of document.querySelectorAll("[data-live]")) {
-    if (part.contains(document.activeElement) || part.querySelector("details[open]")) continue;
+    if (part.contains(held) || part.querySelector("details[open]")) {
+      kept = true;
+      continue;
+    }
+    for (const chart of part.querySelectorAll("[data-chart]")) window.Plotly?.purge(chart);
     part.replaceWith(fresh.querySelector(`[data-live="${part.dataset.live}"]`));
   }
   document.querySelector("h1").replaceWith(fresh.querySelector("h1"));
-  document.querySelector("footer").replaceWith(fresh.querySelector("footer"));
+  if (!kept && !document.querySelector("footer").contains(held)) {
+    document.querySelector("footer").replaceWith(fresh.querySelector("footer"));
+  }
   draw();
 }
 
 function offerCopies() {
+  if (!navigator.clipboard) return; // which browsers have on this machine and over https alone
   for (const text of document.querySelectorAll("pre.copy")) {
     const button = document.createElement("button");
     button.type = "button";
@@ -168,10 +191,13 @@ function offerCopies() {
 }
 
 document.addEventListener("submit", (event) => {
-  const form = event.target;
-  if (!form.dataset.try && !form.dataset.method) return;
-  event.preventDefault();
-  (form.dataset.try ? predict : send)(form);
+  const form = event.target; // whose fields may have any names, so that its properties may be fields
+  if (form.hasAttribute("data-try") || form.hasAttribute("data-method")) {
+    event.preventDefault();
+    (form.hasAttribute("data-try") ? predict : send)(form);
+  } else {
+    window.setTimeout(() => form.querySelectorAll("button").forEach((button) => { button.disabled = true; })); // once
+  }
 });
 document.addEventListener("DOMContentLoaded", () => {
   offerCopies();
