@@ -153,6 +153,8 @@ def test_a_canary_is_accepted(lab: Lab, engine: Engine, model: str) -> None:
         '{"version": 2, "weight": 0.5, "mode": "maybe"}',
         '{"version": 2, "weight": NaN, "mode": "split"}',
         '{"version": 2, "mode": "split"}',
+        '{"version": 2, "weight": 0.5, "mode": "split", "since": "yesterday"}',
+        '{"version": 2, "weight": 0.5, "mode": "split", "since": 7}',
     ],
 )
 def test_a_tag_that_does_not_speak_of_the_canary_is_none(lab: Lab, engine: Engine, model: str, tag: str) -> None:

@@ -308,12 +308,18 @@ def _rollout(text: str, canary: int | None) -> Rollout | None:
     """What a model's tag says of its canary; None when it speaks of another version, or says nothing that can be."""
     try:
         said = json.loads(text)
-        since = said.get("since") or ""
-        rollout = Rollout(float(said["weight"]), said["mode"], since and datetime.fromisoformat(since).isoformat())
+        weight, mode, since = float(said["weight"]), said["mode"], said.get("since") or ""
+        rollout = Rollout(weight, mode, since and _moment(since))
     except (ValueError, KeyError, TypeError):
         return None
     sound = 0 <= rollout.weight <= 1 and rollout.mode in ("split", "shadow")
     return rollout if sound and canary is not None and said.get("version") == canary else None
+
+
+def _moment(text: str) -> str:
+    """A moment in ISO 8601, of UTC unless it says another zone. Raises ValueError or TypeError."""
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
 
 
 def _once_production(engine: Engine, model: str) -> set[int | None]:

@@ -68,6 +68,7 @@ def locked(folder: Path) -> Iterator[None]:
 def test_four_workers_keep_all_that_they_answer(lab: Lab, tmp_path: Path, mode: str) -> None:
     """Nothing is lost on a graceful stop, nothing is kept twice, and windows count the same."""
     with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_workers=4, prediction_log=mode) as api:
+        wait_until(lambda: len(workers_of(api)) == 4, 30, "all workers are up")
         with ThreadPoolExecutor(8) as pool:
             parts = list(pool.map(lambda number: predict(api, 100, f"c{number}"), range(8)))
         assert api.stop() == 0

@@ -57,6 +57,7 @@ def behaved(rng: np.random.Generator, version: Version, requests: int, canary: b
         differs = rng.random(counts.requests) > version.agreement
         counts.differed = int(differs.sum())
         counts.agreed = counts.requests - counts.differed
+        counts.beside = counts.requests
         counts.production += np.bincount(production, minlength=2)
         counts.own += np.bincount(production & ~differs, minlength=2)  # a wrong one says a where it is b
         counts.own[0] = counts.requests - counts.own[1]

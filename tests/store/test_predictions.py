@@ -69,12 +69,21 @@ def test_errors_of_numbers(engine: Engine) -> None:
     keep(engine, row("a", 10.0, 20.0), row("b", None))
     assert predictions.feed_back(engine, {"a": [13, 19.0], "b": [1]}) == Fed(recorded=3)
     summary = predictions.live(engine, "m", 1).summary
-    assert summary == {
-        "outcomes": 3,
-        "mean_error": pytest.approx(-2 / 3),
-        "mean_absolute_error": pytest.approx(4 / 3),
-        "root_mean_square_error": pytest.approx((10 / 3) ** 0.5),
+    assert summary == {  # of the two that were numbers
+        "outcomes": 2,
+        "mean_error": pytest.approx(-1),
+        "mean_absolute_error": pytest.approx(2),
+        "root_mean_square_error": pytest.approx(5**0.5),
     }
+
+
+def test_errors_too_large_or_small_to_square_break_no_sum(engine: Engine) -> None:
+    keep(engine, row("a", 1e30), row("b", 1e-200), row("c", 1e300))
+    predictions.feed_back(engine, {"a": [-1e30], "b": [0], "c": [0]})
+    live = predictions.live(engine, "m", 1)
+    assert live.count == 2
+    assert live.absolute == pytest.approx(2e30)
+    assert live.squares == pytest.approx(4e60)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +93,8 @@ def test_errors_of_numbers(engine: Engine) -> None:
         ({"n": ["x"]}, "outcome 'x' of row 0 is no number"),
         ({"n": [True]}, "outcome True of row 0 is no number"),
         ({"n": [float("nan")]}, "outcome nan of row 0 is no number"),
+        ({"n": [1e200]}, "outcome 1e\\+200 of row 0 is no number"),
+        ({"n": [10**400]}, "outcome 1000"),
     ],
 )
 def test_outcomes_that_do_not_fit_are_named_and_nothing_is_kept(
@@ -102,9 +113,9 @@ def test_of_a_request_id_that_was_used_twice_the_newest_is_meant(engine: Engine)
 
 
 def test_classes_that_look_like_numbers_and_words(engine: Engine) -> None:
-    keep(engine, row("a", ("1", 0.9)), row("b", ("True", 0.9)), row("c", ("1", 0.9)))
-    predictions.feed_back(engine, {"a": [1], "b": [True], "c": ["one"]})
-    assert predictions.live(engine, "m", 1).correct == 2
+    keep(engine, row("a", ("1", 0.9)), row("b", ("True", 0.9)), row("c", ("1", 0.9)), row("d", ("1", 0.9)))
+    predictions.feed_back(engine, {"a": [1], "b": [True], "c": ["one"], "d": [1.0]})
+    assert predictions.live(engine, "m", 1).correct == 3
 
 
 def test_old_predictions_and_their_outcomes_go(engine: Engine) -> None:

@@ -42,12 +42,13 @@ def test_old_windows_are_merged_and_nothing_is_counted_twice_or_lost(engine: Eng
     put(engine, window("a", 110, "1"), window("b", 110, "2"), window("a", 120, "4"), window("a", 210, "8"))
     put(engine, window("a", 110, "16", trial="t"), window("a", 300, "32"), window("a", 130, "64", source="other"))
     assert merge() == 6
-    merged = [("", 100, "", "7"), ("", 100, "t", "16"), ("", 200, "", "8"), ("a", 300, "", "32")]
+    merged = [("", 100, "", "64"), ("", 100, "", "7"), ("", 100, "t", "16"), ("", 200, "", "8"), ("a", 300, "", "32")]
     assert shown(engine) == merged
     assert merge() == 0
     put(engine, window("late", 140, "128"))
     assert merge() == 1
     assert shown(engine)[0] == ("", 100, "", "135")
+    assert shown(engine)[1] == ("", 100, "", "64"), "of a version whose number was used again"
     with writing(engine) as session:
         windows.remove(session, before=200)
     assert [one.counts for one in windows.since(engine, "m", 0)] == ["8", "32"]

@@ -43,8 +43,8 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer, primary_key=True),
         sa.Column("role", sa.String, primary_key=True),
         sa.Column("trial", sa.String, primary_key=True),
+        sa.Column("source", sa.String, primary_key=True),
         sa.Column("started", sa.Double, primary_key=True),
-        sa.Column("source", sa.String, nullable=False),
         sa.Column("counts", sa.Text, nullable=False),
     )
     op.create_index("ix_windows_model", "windows", ["model", "started"])

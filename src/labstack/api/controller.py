@@ -77,6 +77,10 @@ class Controller:
                     pass  # somebody moved them meanwhile: to be judged anew
                 except RegistryError as error:
                     log.error("canary not moved", model=model, error=str(error))
+                except DatabaseError:
+                    raise
+                except Exception:  # of one model; the others are judged
+                    log.exception("canary not judged", model=model)
         return True
 
     def _run(self) -> None:

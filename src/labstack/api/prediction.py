@@ -66,8 +66,9 @@ def run(
         failed = PredictionFailedError(role, trial)
         if role is lineup.production or version is not None:
             raise failed from error
-        failed.record(service.recorder, error, call.request_id)
-        return run(service, replace(lineup, canary=None), rows, place, call)  # no caller pays for a trial
+        answered = run(service, replace(lineup, canary=None), rows, place, call)  # no caller pays for a trial
+        failed.record(service.recorder, error, call.request_id)  # not of a request that production fails too
+        return answered
     latency_ms = (time.perf_counter() - call.started) * 1000
     service.recorder.put(
         Record(

@@ -19,14 +19,14 @@ from labstack.api.windows import Windows
 from labstack.errors import LabError
 from labstack.settings import Settings
 from labstack.store import predictions, windows
-from labstack.store.database import DatabaseError, connect, migrate, writing
+from labstack.store.database import connect, migrate, writing
 
 LINGER_SECONDS = 0.2  # one commit for all that came meanwhile; with the recorder's pause, what a killed worker loses
 WINDOWS_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 BUSY_SECONDS = 3.0  # of another writer, after which a stall is told
-WAITING_PREDICTIONS = 10_000
-BATCH = 5_000
+WAITING_ROWS = 10_000  # of the predictions that wait
+BATCH_ROWS = 5_000  # of one transaction, for which the other workers wait
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +51,7 @@ class PredictionLog:
         self._windows = counted
         self._engine: Engine | None = None
         self._waiting: deque[tuple[Record, Waiter | None]] = deque()
+        self._rows = 0
         self._ready = threading.Condition()
         self._urgent = self._ended = self._told = False
         self._windows_due = 0.0
@@ -69,21 +70,42 @@ class PredictionLog:
     def put(self, records: Sequence[Record]) -> None:
         """Hand over finished predictions; never waits."""
         if self.mode == "batched":
-            free = WAITING_PREDICTIONS - len(self._waiting)
-            self._waiting.extend((record, None) for record in records[:free])
-            metrics.dropped.labels("predictions").inc(len(records) - len(records[:free]))
+            with self._ready:
+                dropped = sum(not self._wait(record, None) for record in records)
+            metrics.dropped.labels("predictions").inc(dropped)
 
     def keep(self, record: Record) -> None:
         """Return when a prediction is committed. Raises NotKeptError when it could not be in time."""
         waiter = Waiter()
         with self._ready:
-            if self._ended or len(self._waiting) >= WAITING_PREDICTIONS:
+            if self._ended or not self._wait(record, waiter):
                 raise self._refused()
-            self._waiting.append((record, waiter))
             self._urgent = True
             self._ready.notify()
         if not waiter.settled.wait(2 * BUSY_SECONDS) or not waiter.kept:
             raise self._refused()
+
+    def _wait(self, record: Record, waiter: Waiter | None) -> bool:
+        """Have a prediction wait, if there is room: for any rows where nothing waits."""
+        rows = len(record.matrix)
+        if self._rows and self._rows + rows > WAITING_ROWS:
+            return False
+        self._rows += rows
+        self._waiting.append((record, waiter))
+        return True
+
+    def _batch(self) -> list[tuple[Record, Waiter | None]]:
+        """What waits, as much as one transaction writes."""
+        batch, rows = [], 0
+        while self._waiting and rows < BATCH_ROWS:
+            batch.append(self._waiting.popleft())
+            rows += len(batch[-1][0].matrix)
+        return batch
+
+    def _leave(self, batch: Sequence[tuple[Record, Waiter | None]]) -> None:
+        """Note that predictions wait no more."""
+        with self._ready:
+            self._rows -= sum(len(record.matrix) for record, _ in batch)
 
     def _refused(self) -> NotKeptError:
         metrics.dropped.labels("predictions").inc()
@@ -102,7 +124,7 @@ class PredictionLog:
 
     def _write(self, last: bool) -> bool:
         """Write what waits, at most a batch, and the windows if they are due; whether that went well."""
-        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        batch = self._batch()
         due = last or time.monotonic() >= self._windows_due
         counted = self._windows.take() if due else {}
         metrics.waiting.labels("predictions").set(len(self._waiting))
@@ -113,7 +135,7 @@ class PredictionLog:
                 if batch:
                     predictions.append(session, [self._row(record) for record, _ in batch])
                 windows.put(session, list(counted.values()))
-        except DatabaseError as error:
+        except Exception as error:  # whatever it is, the next turn may go well
             self._lose(batch, last, error)
             self._windows.put_back(list(counted))
             if not last:
@@ -122,6 +144,7 @@ class PredictionLog:
             return False
         if due:
             self._windows_due = time.monotonic() + WINDOWS_SECONDS
+        self._leave(batch)
         for _, waiter in batch:
             if waiter is not None:
                 waiter.kept = True
@@ -130,15 +153,17 @@ class PredictionLog:
         self._tell(None)
         return True
 
-    def _lose(self, batch: list[tuple[Record, Waiter | None]], last: bool, error: DatabaseError) -> None:
+    def _lose(self, batch: list[tuple[Record, Waiter | None]], last: bool, error: Exception) -> None:
         """Have what could not be written wait on, unless somebody waits for it or nobody comes back for it."""
         if self.mode == "durable":
+            self._leave(batch)
             for _, waiter in batch:
                 if waiter is not None:
                     waiter.settled.set()
         elif last:
             lost = len(batch) + len(self._waiting)
             self._waiting.clear()
+            self._rows = 0
             metrics.dropped.labels("predictions").inc(lost)
             if lost:
                 log.error("predictions lost", predictions=lost, error=str(error))
@@ -146,7 +171,7 @@ class PredictionLog:
             self._waiting.extendleft(reversed(batch))
         self._tell(error)
 
-    def _tell(self, error: DatabaseError | None) -> None:
+    def _tell(self, error: Exception | None) -> None:
         """Log once that the database was lost, and once that it is back."""
         metrics.database.labels("lab").set(error is None)
         if error is not None and not self._told:

@@ -198,7 +198,7 @@ class Recorder:
             except Exception as error:  # whatever a canary does, production answers
                 if asked is canary.served:
                     metrics.shadowed.labels(*labels, "failed").inc(len(rows))
-                    self._windows.failed_beside(canary.served, canary.name, trial, len(rows))
+                    self._windows.failed_beside(canary.served, canary.name, trial)
                 if asked is canary.served or not isinstance(error, ContractError):  # a canary may take more
                     log.error("shadow failed", model=labels[0], version=asked.version, error=str(error))
 

@@ -18,9 +18,14 @@ PERIODS = 24  # of which a drift window consists
 
 
 class Key(NamedTuple):
-    """A period of a version in a role, and the step of a canary's trial that it belongs to."""
+    """A period of a version in a role, and the step of a canary's trial that it belongs to.
 
-    served: Served
+    A version that is loaded again is the same one: `source` says where its files are.
+    """
+
+    model: str
+    version: int
+    source: str
     role: str
     trial: str
     started: float
@@ -80,28 +85,20 @@ class Windows:
             counts = self._of(served, role, trial)
             counts.own += own
             counts.production += theirs
+            counts.beside += 1
             counts.agreed += agreed
             counts.differed += len(said) - agreed
 
-    def failed_beside(self, served: Served, role: str, trial: str, rows: int) -> None:
-        """Count rows that a canary failed to predict beside production."""
+    def failed_beside(self, served: Served, role: str, trial: str) -> None:
+        """Count a request that a canary failed to predict beside production."""
         with self._lock:
-            self._of(served, role, trial).failed_beside += rows
+            self._of(served, role, trial).failed_beside += 1
 
     def take(self) -> dict[Key, Window]:
         """What changed since it was taken last, as it is to be written."""
         with self._lock:
             found = {
-                key: Window(
-                    writer=self._writer,
-                    model=key.served.model,
-                    version=key.served.version,
-                    role=key.role,
-                    trial=key.trial,
-                    started=key.started,
-                    source=key.served.record.source,
-                    counts=self._counts[key].dumps(),
-                )
+                key: Window(writer=self._writer, **key._asdict(), counts=self._counts[key].dumps())
                 for key in self._changed
             }
             self._changed.clear()
@@ -121,7 +118,7 @@ class Windows:
         return secrets.token_hex(8)
 
     def _of(self, served: Served, role: str, trial: str) -> Counts:
-        key = Key(served, role, trial, self._period())
+        key = Key(served.model, served.version, served.record.source, role, trial, self._period())
         self._changed.add(key)
         if key not in self._counts:
             self._counts[key] = served.layout.empty()

@@ -98,9 +98,9 @@ def _concluded(checks: Sequence[Check], canary: Counts, rules: Rules, shadow: bo
     worse = [check.text for check in checks if check.found == "worse"]
     if worse:
         return Verdict("roll back", "; ".join(worse), tuple(checks))
-    tried = compared(canary) if shadow else canary.requests
+    tried = canary.beside if shadow else canary.requests
     if tried < rules.minimum_requests:
-        what = "rows beside production" if shadow else "requests"
+        what = "requests beside production" if shadow else "requests"
         text = f"{tried} of at least {rules.minimum_requests} {what}"
         return Verdict("inconclusive", text, tuple(checks))
     unsure = [check.text for check in checks if check.found in ("unsure", "too few")]
@@ -116,7 +116,7 @@ def compared(canary: Counts) -> int:
 
 def _failures(production: Counts, canary: Counts, rules: Rules, shadow: bool) -> Check:
     """Failed predictions: beyond the budget at once, else the two error rates beside each other."""
-    bad, fine = (canary.failed_beside, compared(canary)) if shadow else (canary.failures, canary.requests)
+    bad, fine = (canary.failed_beside, canary.beside) if shadow else (canary.failures, canary.requests)
     tried, other = fine + bad, production.requests + production.failures
     rate, usual = (n / of if of else 0.0 for n, of in ((bad, tried), (production.failures, other)))
     apart = difference(bad, tried, production.failures, other, Z_HOLDS)

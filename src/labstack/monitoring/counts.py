@@ -118,8 +118,9 @@ class Layout:
 class Counts:
     """What one version did in a period, in one role.
 
-    `agreed`, `differed` and `failed_beside` are rows that canary and production both predicted, `own` and
-    `production` the bins of what each said to them; only a canary has these.
+    `beside` counts requests whose rows canary and production both predicted, and `failed_beside` those that the canary
+    failed to; of the rows they `agreed` or `differed`, and `own` and `production` are the bins of what each said. Only
+    a canary has these.
     """
 
     latency: Ints
@@ -134,6 +135,7 @@ class Counts:
     rows: int = 0
     agreed: int = 0
     differed: int = 0
+    beside: int = 0
     failed_beside: int = 0
 
     def add(self, other: "Counts") -> None:

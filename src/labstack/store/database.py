@@ -5,6 +5,7 @@ writes at a time: on SQLite it takes the database's write lock from its first st
 an advisory lock. So two writers queue instead of failing half-way; readers see the last commit and never wait.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -60,7 +61,11 @@ def connect(url: str, busy_seconds: float = BUSY_TIMEOUT_SECONDS, durable: bool 
             options = f"-c lock_timeout={busy_seconds:g}s"
             return create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
-                connect_args={"options": options, "connect_timeout": CONNECT_SECONDS},
+                connect_args={
+                    "options": options,
+                    "connect_timeout": CONNECT_SECONDS,
+                    "tcp_user_timeout": 1000 * math.ceil(busy_seconds),  # of a network that swallows everything
+                },
                 pool_pre_ping=True,
             )
         if parsed.get_backend_name() != "sqlite":
@@ -69,9 +74,12 @@ def connect(url: str, busy_seconds: float = BUSY_TIMEOUT_SECONDS, durable: bool 
     except (ArgumentError, ImportError, ValueError) as error:
         raise DatabaseError(f"LAB_DATABASE_URL is not usable: {error}") from error
     if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        if not Path(parsed.database).exists():
-            Path(parsed.database).touch()  # with the umask's mode: SQLite's own would shut the group out
+        try:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            if not Path(parsed.database).exists():
+                Path(parsed.database).touch()  # with the umask's mode: SQLite's own would shut the group out
+        except OSError as error:
+            raise DatabaseError(f"The database {parsed.database} cannot be made: {error.strerror}.") from error
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     if durable:

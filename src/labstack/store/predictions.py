@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Double, Engine, Index, Integer, Text, delete, func, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, defer, mapped_column
 
 from labstack.errors import LabError
 from labstack.store.database import Table, reading, writing
@@ -20,6 +20,8 @@ from labstack.store.database import Table, reading, writing
 BATCH = 500  # ids that one statement asks for
 EXPIRED_AT_ONCE = 20_000  # so that no writer waits long
 CALIBRATION_BINS = 10
+LARGEST = 1e30  # of an outcome, as of an input; squares of errors must be numbers that any database can add up
+SMALLEST = 1e-30  # of an error; any less is none
 
 
 class Prediction(Table):
@@ -153,7 +155,7 @@ def feed_back(engine: Engine, outcomes: Mapping[str, Sequence[Any]]) -> Fed:
     Feeding the same back again changes nothing; another value takes the place of the one before. Where a request id was
     used more than once, its newest prediction is meant. Raises FeedbackError, and then keeps nothing.
     """
-    with writing(engine) as session:
+    with reading(engine) as session:  # as long as that takes, nobody waits
         predictions = _predictions(session, list(outcomes))
         faults: list[tuple[str, str]] = []
         rows = [
@@ -162,8 +164,9 @@ def feed_back(engine: Engine, outcomes: Mapping[str, Sequence[Any]]) -> Fed:
             if request_id in predictions
             for row in _judged(predictions[request_id], values, faults)
         ]
-        if faults:
-            raise FeedbackError(faults)
+    if faults:
+        raise FeedbackError(faults)
+    with writing(engine) as session:
         known = _known(session, list(predictions))
         new = replaced = 0
         for row in rows:
@@ -185,7 +188,9 @@ def live(engine: Engine, model: str, version: int, since: float = 0.0) -> Live:
     with reading(engine) as session:
         sums = func.sum(Outcome.correct), func.sum(func.abs(Outcome.error)), func.sum(Outcome.error * Outcome.error)
         count, correct, absolute, squares, signed = session.execute(
-            select(func.count(), *sums, func.sum(Outcome.error)).where(*these)
+            select(func.count(Outcome.correct) + func.count(Outcome.error), *sums, func.sum(Outcome.error)).where(
+                *these
+            )
         ).one()
         by_confidence = session.execute(
             select(func.count(), func.sum(Outcome.correct), func.avg(Outcome.confidence))
@@ -218,11 +223,18 @@ def _removed(session: Session, which: Any) -> int:
     return int(session.execute(delete(Prediction).where(which)).rowcount)  # type: ignore[attr-defined]
 
 
+def _names(value: Any) -> set[str]:
+    """What a class may be called; pandas makes 1.0 of a 1 in a column with gaps."""
+    whole = isinstance(value, float) and value.is_integer()
+    return {str(value), str(int(value))} if whole else {str(value)}
+
+
 def _predictions(session: Session, ids: Sequence[str]) -> dict[str, Prediction]:
     """The newest prediction of each request id that is in the log."""
     found: dict[str, Prediction] = {}
     for first in range(0, len(ids), BATCH):
-        query = select(Prediction).where(Prediction.request_id.in_(ids[first : first + BATCH])).order_by(Prediction.id)
+        these = Prediction.request_id.in_(ids[first : first + BATCH])
+        query = select(Prediction).options(defer(Prediction.inputs)).where(these).order_by(Prediction.id)
         found |= {one.request_id: one for one in session.scalars(query)}
     return found
 
@@ -248,12 +260,14 @@ def _judged(prediction: Prediction, values: Sequence[Any], faults: list[tuple[st
             continue
         correct, error = None, None
         if "class" in output:
-            correct = int(str(value) == output["class"])
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            faults.append((prediction.request_id, f"outcome {value!r} of row {number} is no number, as was predicted"))
+            correct = int(output["class"] in _names(value))
+        elif isinstance(value, bool | str) or not abs(value) <= LARGEST:
+            said = repr(value)[:50]
+            faults.append((prediction.request_id, f"outcome {said} of row {number} is no number, as was predicted"))
             continue
-        elif output["value"] is not None:
+        elif output["value"] is not None and abs(output["value"]) <= LARGEST:
             error = output["value"] - value
+            error = 0.0 if abs(error) < SMALLEST else error
         rows.append(
             {
                 "request_id": prediction.request_id,

@@ -28,8 +28,8 @@ class Window(Table):
     version: Mapped[int] = mapped_column(primary_key=True)
     role: Mapped[str] = mapped_column(primary_key=True)
     trial: Mapped[str] = mapped_column(primary_key=True)
+    source: Mapped[str] = mapped_column(primary_key=True)
     started: Mapped[float] = mapped_column(Double, primary_key=True)
-    source: Mapped[str]
     counts: Mapped[str] = mapped_column(Text)
 
 
@@ -60,13 +60,14 @@ def merge(session: Session, before: float, seconds: float, add: Callable[[str, s
     """
     ended = session.scalars(select(Window).where(Window.started < before, Window.writer != MERGED)).all()
     for window in ended:
-        key = (MERGED, window.model, window.version, window.role, window.trial, window.started // seconds * seconds)
+        names = ("model", "version", "role", "trial", "source")
+        key = {name: getattr(window, name) for name in names}
+        key |= {"writer": MERGED, "started": window.started // seconds * seconds}
         merged = session.get(Window, key)
-        if merged is not None and merged.source == window.source:
+        if merged is not None:
             merged.counts = add(merged.counts, window.counts)
-        elif merged is None:
-            names = ("writer", "model", "version", "role", "trial", "started")
-            session.add(Window(**dict(zip(names, key, strict=True)), source=window.source, counts=window.counts))
+        else:
+            session.add(Window(**key, counts=window.counts))
             session.flush()
         session.delete(window)
     return len(ended)

@@ -94,7 +94,10 @@ class Lineup:
     def trial(self) -> str:
         """The step of the canary's trial, by a name that every replica gives it; empty without a canary."""
         canary = self.canary
-        return "" if canary is None else f"{canary.served.version} {canary.rollout} {canary.rollout.since}"
+        if canary is None:
+            return ""
+        versions = f"{canary.served.version} beside {self.production.served.version}"
+        return f"{versions}, {canary.rollout}, since {canary.rollout.since}"
 
     @property
     def roles(self) -> tuple[Role, ...]:
