@@ -27,7 +27,7 @@ from labstack.store.windows import Window
 RECENT = 15
 ENTRIES = 15
 VERSIONS = 10
-CHARTS = 25
+CHARTS = 200
 GATES_TAG = "labstack.gates"
 
 T = TypeVar("T")

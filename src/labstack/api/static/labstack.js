@@ -51,13 +51,23 @@ function traffic(key) {
   return [series, layout({ showlegend: found.series.length > 1, legend: { orientation: "h", y: 1.15 }, xaxis: { type: "date", nticks: 5 } })];
 }
 
+function plot(element) {
+  const kind = element.dataset.chart;
+  const [series, shape] = kind === "bars" ? bars(element) : traffic(kind);
+  window.Plotly.react(element, series, shape, { displayModeBar: false, responsive: true });
+}
+
+/* Charts are drawn when they are about to be seen: a model may have hundreds of features. */
+const nearby = new IntersectionObserver((entries) => {
+  for (const entry of entries.filter((one) => one.isIntersecting)) {
+    nearby.unobserve(entry.target);
+    plot(entry.target);
+  }
+}, { rootMargin: "800px" });
+
 function draw() {
   if (!window.Plotly) return;
-  for (const element of document.querySelectorAll("[data-chart]")) {
-    const kind = element.dataset.chart;
-    const [series, shape] = kind === "bars" ? bars(element) : traffic(kind);
-    window.Plotly.react(element, series, shape, { displayModeBar: false, responsive: true });
-  }
+  for (const element of document.querySelectorAll("[data-chart]")) nearby.observe(element);
 }
 
 /* The answer to a request, as people read it: of a prediction what was predicted, else what is wrong. */
@@ -164,7 +174,7 @@ function put(text) {
       kept = true;
       continue;
     }
-    for (const chart of part.querySelectorAll("[data-chart]")) window.Plotly?.purge(chart);
+    for (const chart of part.querySelectorAll(".js-plotly-plot")) window.Plotly.purge(chart);
     part.replaceWith(fresh.querySelector(`[data-live="${part.dataset.live}"]`));
   }
   document.querySelector("h1").replaceWith(fresh.querySelector("h1"));
