@@ -35,7 +35,7 @@ from labstack.mlflow_rest import (
     Version,
 )
 from labstack.store.audit import Entry, moves, note
-from labstack.store.database import DatabaseError, writing
+from labstack.store.database import writing
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
 ROLLOUT_TAG = "labstack.canary"
@@ -243,8 +243,7 @@ def _move(client: MlflowRest, engine: Engine, model: str, change: Callable[[Role
             _carry_out(client, model, before, after)
     except RegistryError as error:
         if not isinstance(error, RegistryFailedError | RolesMovedError):
-            with suppress(DatabaseError):  # the refusal itself says more
-                note(engine, "refused", model=model, actor=who, reason=f"{said['reason']}: {error}", evidence=evidence)
+            note(engine, "refused", model=model, actor=who, reason=f"{said['reason']}: {error}", evidence=evidence)
         raise
     return after
 

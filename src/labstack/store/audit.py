@@ -3,10 +3,13 @@
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import structlog
 from sqlalchemy import JSON, Engine, select
 from sqlalchemy.orm import Mapped, mapped_column
 
-from labstack.store.database import Table, UtcDateTime, reading, writing
+from labstack.store.database import DatabaseError, Table, UtcDateTime, reading, writing
+
+log = structlog.get_logger(__name__)
 
 Action = Literal["move", "reload", "refused"]
 
@@ -32,15 +35,22 @@ class Entry(Table):
 
 
 def history(
-    engine: Engine, model: str | None = None, *, limit: int | None = None, before: int | None = None
+    engine: Engine,
+    model: str | None = None,
+    *,
+    action: Action | None = None,
+    limit: int | None = None,
+    before: int | None = None,
 ) -> list[Entry]:
-    """What happened to one model and to all of them, or to any model, newest first.
+    """What happened to one model and to all of them, or to any model, newest first; of one kind, or of all.
 
     `limit` is the most entries, and `before` the id of one that all of them are older than.
     """
     query = select(Entry).order_by(Entry.id.desc()).limit(limit)
     if model is not None:
         query = query.where((Entry.model == model) | Entry.model.is_(None))
+    if action is not None:
+        query = query.where(Entry.action == action)
     if before is not None:
         query = query.where(Entry.id < before)
     with reading(engine) as session:
@@ -49,11 +59,7 @@ def history(
 
 def moves(engine: Engine, model: str | None = None) -> list[Entry]:
     """The moves of one model's roles, or of all models', newest first."""
-    query = select(Entry).where(Entry.action == "move").order_by(Entry.id.desc())
-    if model is not None:
-        query = query.where(Entry.model == model)
-    with reading(engine) as session:
-        return list(session.scalars(query))
+    return history(engine, model, action="move")
 
 
 def note(
@@ -66,8 +72,10 @@ def note(
     version: int | None = None,
     evidence: dict[str, Any] | None = None,
 ) -> None:
-    """Add an entry that is no move. Raises DatabaseError."""
-    with writing(engine) as session:
-        session.add(
-            Entry(action=action, model=model, to_version=version, actor=actor, reason=reason, evidence=evidence)
-        )
+    """Add an entry that is no move; a database that is away is logged, as what was done or refused stands."""
+    entry = Entry(action=action, model=model, to_version=version, actor=actor, reason=reason, evidence=evidence)
+    try:
+        with writing(engine) as session:
+            session.add(entry)
+    except DatabaseError as error:
+        log.error("audit not written", action=action, reason=reason, error=str(error))

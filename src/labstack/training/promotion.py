@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from labstack.errors import LabError
 from labstack.mlflow_rest import MlflowRest, NotThereError, Version
 from labstack.settings import Settings, without_credentials
 from labstack.store import audit
-from labstack.store.database import DatabaseError
 from labstack.training import evaluate
 from labstack.training.config import Pipeline
 from labstack.training.data import Table
@@ -107,9 +106,8 @@ def require_passed(client: MlflowRest, model: str, number: int) -> None:
 
 
 def note_refusal(engine: Engine, model: str, number: int, reason: str) -> None:
-    """Note in the audit that a version was refused a role; a database that is away changes nothing of it."""
-    with suppress(DatabaseError):
-        audit.note(engine, "refused", model=model, version=number, actor=registry.actor(), reason=reason)
+    """Note in the audit that a version was refused a role."""
+    audit.note(engine, "refused", model=model, version=number, actor=registry.actor(), reason=reason)
 
 
 def require_compatible(client: MlflowRest, model: str, number: int) -> None:
