@@ -1,13 +1,17 @@
 """What becomes of the registry's answers, and of those of what is not the registry."""
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from labstack.deadline import within
 from labstack.mlflow_rest import (
     MlflowRest,
     Model,
@@ -15,6 +19,7 @@ from labstack.mlflow_rest import (
     RegistryError,
     RegistryFailedError,
     RegistryUnreachableError,
+    TooLargeError,
 )
 from tests.conftest import Lab, free_port
 
@@ -85,14 +90,14 @@ def test_what_is_not_there_is_told_from_what_is_refused(lab: Lab, tmp_path: Path
         lambda: lab.registry.model("nobody"),
         lambda: lab.registry.version("iris", 99),
         lambda: lab.registry.run("0" * 32),
-        lambda: lab.registry.download("iris", 1, "none.bin", tmp_path),
+        lambda: lab.registry.download("iris", 1, "none.bin", tmp_path, 100, 10),
     ):
         with pytest.raises(NotThereError):
             ask()
 
 
 def test_a_versions_files_are_fetched(lab: Lab, tmp_path: Path) -> None:
-    lab.registry.download("iris", 1, "contract.json", tmp_path)
+    lab.registry.download("iris", 1, "contract.json", tmp_path, 1_000_000, 10)
     assert json.loads((tmp_path / "contract.json").read_text())["target"] == "species"
 
 
@@ -113,7 +118,7 @@ def test_a_file_that_breaks_off_is_not_taken_for_whole(server: str, tmp_path: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Script, "send_header", lie)
         with pytest.raises(RegistryUnreachableError):
-            MlflowRest(server, retries=0, timeout_seconds=1).download("iris", 1, "model.onnx", tmp_path)
+            MlflowRest(server, retries=0, timeout_seconds=1).download("iris", 1, "model.onnx", tmp_path, 1_000, 10)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +136,109 @@ def test_mlflows_own_variables_say_who_asks(
     Script.answers = [(200, b"{}")]
     MlflowRest(server).models()
     assert Script.asked[0][1] == sent
+
+
+class Dripping:
+    """A server that answers a byte now and then, as long as its caller listens: headers first, or a body."""
+
+    def __init__(self, start: bytes) -> None:
+        self._start = start
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._ended = threading.Event()
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def _answer(self) -> None:
+        while not self._ended.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._drip, args=(connection,), daemon=True).start()
+
+    def _drip(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            connection.recv(65_536)
+            connection.sendall(self._start)
+            while not self._ended.wait(0.05):
+                connection.sendall(b"x")
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self._answer, daemon=True).start()
+        return self.url
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._listener.close()
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n"])
+def test_an_answer_that_drips_counts_as_none_after_the_deadline(start: bytes, tmp_path: Path) -> None:
+    with Dripping(start) as url:
+        began = time.monotonic()
+        with pytest.raises(RegistryUnreachableError):
+            MlflowRest(url, timeout_seconds=0.5, retries=1).models()
+        with within(0.5), pytest.raises(RegistryUnreachableError):
+            MlflowRest(url, timeout_seconds=600, retries=5).models()
+        assert time.monotonic() - began < 30, "each byte began the time anew"
+
+
+def test_a_file_that_drips_counts_as_none_after_the_deadline(server: str, tmp_path: Path) -> None:
+    with Dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n") as url:
+        client = MlflowRest(url, timeout_seconds=600, retries=0)
+        with pytest.MonkeyPatch.context() as patch:
+            uri = {"artifact_uri": "mlflow-artifacts:/1/models/m/artifacts"}
+            patch.setattr(client, "_call", lambda *_, **__: uri)
+            with pytest.raises(RegistryUnreachableError):
+                client.download("iris", 1, "model.onnx", tmp_path, 1_000_000, 0.5)
+
+
+def test_an_answer_or_a_file_that_is_too_large_is_not_read_to_its_end(server: str, tmp_path: Path) -> None:
+    large = b'{"registered_models": [' + b" " * (17 << 20) + b"]}"
+    Script.answers = [(200, large)]
+    with pytest.raises(RegistryFailedError, match="is not MLflow"):
+        MlflowRest(server, retries=0).models()
+    Script.answers = [(200, b'{"artifact_uri": "mlflow-artifacts:/1/models/m/artifacts"}'), (200, b"x" * 1000)]
+    with pytest.raises(TooLargeError, match=r"model\.onnx of 'iris' version 1 holds more than 999 bytes"):
+        MlflowRest(server, retries=0).download("iris", 1, "model.onnx", tmp_path, 999, 10)
+
+
+def test_a_list_without_an_end_is_none(server: str) -> None:
+    Script.answers = [(200, b'{"next_page_token": "again"}')] * 1_100
+    with pytest.raises(RegistryFailedError, match="is not MLflow"):
+        MlflowRest(server, retries=0).models()
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "body"),
+    [
+        ("models", (), {"registered_models": [{"name": 3}]}),
+        ("models", (), {"registered_models": "many"}),
+        ("models", (), {"registered_models": [{"name": "a", "aliases": [{"alias": "production", "version": "x"}]}]}),
+        ("models", (), {"registered_models": [{"name": "a", "tags": [{"key": "b", "value": 7}]}]}),
+        ("model", ("a",), {}),
+        ("version", ("a", 1), {}),
+        ("version", ("a", 1), {"model_version": {"name": "a", "version": "1"}}),
+        (
+            "version",
+            ("a", 1),
+            {
+                "model_version": {
+                    "name": "a",
+                    "version": "1",
+                    "status": "READY",
+                    "source": None,
+                    "creation_timestamp": 1,
+                }
+            },
+        ),
+        ("versions", ("a",), {"model_versions": [{}]}),
+        ("run", ("a",), {"run": {"data": []}}),
+        ("download", ("a", 1, "b", Path(), 1, 1), {}),
+    ],
+)
+def test_an_answer_without_what_was_asked_for_is_none(
+    server: str, method: str, arguments: tuple[object, ...], body: object
+) -> None:
+    Script.answers = [(200, json.dumps(body).encode())]
+    with pytest.raises(RegistryFailedError, match="is not MLflow"):
+        getattr(MlflowRest(server, retries=0), method)(*arguments)

@@ -32,14 +32,14 @@ def test_scikit_learns_estimators_come_back_as_they_were(tmp_path: Path, estimat
     target = LABELS if hasattr(estimator, "predict_proba") else FEATURES.sum(axis=1)
     fitted = make_pipeline(estimator).fit(FEATURES, target)
     skops.io.dump(fitted, tmp_path / serialization.FILE_NAME)
-    loaded = serialization.load(tmp_path)
+    loaded = serialization.load(tmp_path, 1 << 30)
     assert loaded.predict(FEATURES).tolist() == fitted.predict(FEATURES).tolist()
 
 
 def test_types_from_elsewhere_are_named_and_not_loaded(tmp_path: Path) -> None:
     skops.io.dump(Surprise().fit(FEATURES, LABELS), tmp_path / serialization.FILE_NAME)
     with pytest.raises(serialization.ModelFileError, match=r"tests\.test_serialization\.Surprise"):
-        serialization.load(tmp_path)
+        serialization.load(tmp_path, 1 << 30)
 
 
 def test_a_function_of_scikit_learn_that_runs_programs_is_not_loaded(
@@ -53,7 +53,7 @@ def test_a_function_of_scikit_learn_that_runs_programs_is_not_loaded(
     skops.io.dump(make_pipeline(FunctionTransformer(speaker.predict), runner, speaker), tmp_path / "model.skops")
     assert "sklearn.utils._testing.check_output" in skops.io.get_untrusted_types(file=tmp_path / "model.skops")
     with pytest.raises(serialization.ModelFileError, match="check_output"):
-        serialization.load(tmp_path)
+        serialization.load(tmp_path, 1 << 30)
     assert not (tmp_path / "ran").exists()
 
 
@@ -79,4 +79,4 @@ def test_every_estimator_that_fits_here_is_trusted(tmp_path: Path, kind: str) ->
 def test_a_damaged_file_is_said_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / serialization.FILE_NAME).write_bytes(content)
     with pytest.raises(serialization.ModelFileError, match=r"model\.skops cannot be loaded"):
-        serialization.load(tmp_path)
+        serialization.load(tmp_path, 1 << 30)

@@ -5,21 +5,29 @@
 
 import math
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 FILE_NAME = "contract.json"
 ONNX_FILE_NAME = "model.onnx"
 MAX_REPORTED_ERRORS = 100
+MAX_BYTES = 16 << 20  # of a contract's file
+MAX_FEATURES = 10_000
+MAX_NAMES = 10_000  # of a feature's categories, or of a target's classes
+MAX_EDGES = 1_000
 LARGEST = 1e30  # scikit-learn's trees compute in single precision, after scaling, and fail beyond its 3.4e38
 
 Matrix = npt.NDArray[np.float64]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Name = Annotated[str, Field(max_length=1_000)]
+Category = Annotated[str, Field(max_length=10_000)]
 
 
 class Reference(BaseModel):
@@ -31,11 +39,23 @@ class Reference(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    edges: tuple[float, ...] = ()
-    counts: tuple[int, ...]
-    missing: int = 0
-    mean: float = 0.0
-    std: float = 0.0
+    edges: tuple[Finite, ...] = Field((), max_length=MAX_EDGES)
+    counts: tuple[Count, ...] = Field(max_length=MAX_NAMES)
+    missing: Count = 0
+    mean: Finite = 0.0
+    std: Annotated[Finite, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise ValueError("edges must ascend")
+        return self
+
+    def require_bins(self, names: Sequence[str]) -> None:
+        """Raise ValueError unless there is a count for each of the names or, where there are none, for each bin."""
+        bins = len(names) or len(self.edges) + 1
+        if len(self.counts) != bins or (names and self.edges):
+            raise ValueError(f"reference: {len(self.counts)} counts and {len(self.edges)} edges for {bins} bins")
 
 
 class Feature(BaseModel):
@@ -46,12 +66,21 @@ class Feature(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str
-    minimum: float = 0.0
-    maximum: float = 0.0
-    categories: tuple[str, ...] = ()
+    name: Name
+    minimum: Finite = 0.0
+    maximum: Finite = 0.0
+    categories: tuple[Category, ...] = Field((), max_length=MAX_NAMES)
     missing: bool = False
     reference: Reference | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError("minimum must not be more than maximum")
+        _require_unique("categories", self.categories)
+        if self.reference is not None:
+            self.reference.require_bins(self.categories)
+        return self
 
 
 class Sample(BaseModel):
@@ -60,7 +89,7 @@ class Sample(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     input: dict[str, float | str | None]
-    output: str | float
+    output: str | Finite
 
 
 class Onnx(BaseModel):
@@ -83,17 +112,40 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     task: Literal["classification", "regression"]
-    target: str
-    features: tuple[Feature, ...]
-    classes: tuple[str, ...]
+    target: Name
+    features: tuple[Feature, ...] = Field(min_length=1, max_length=MAX_FEATURES)
+    classes: tuple[Category, ...] = Field(max_length=MAX_NAMES)
     sample: Sample
     onnx: Onnx | None = None
     reference: Reference | None = None
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        _require_unique("features", [feature.name for feature in self.features])
+        _require_unique("classes", self.classes)
+        if (self.task == "classification") != bool(self.classes):
+            raise ValueError("classes: a classification has some, and a regression none")
+        if self.classes and self.sample.output not in self.classes:
+            raise ValueError("sample: its output is none of the classes")
+        if not self.classes and isinstance(self.sample.output, str):
+            raise ValueError("sample: the output of a regression is a number")
+        if self.reference is not None:
+            self.reference.require_bins(self.classes)
+        return self
+
     @classmethod
     def read(cls, folder: Path) -> "Contract":
         """The contract in a version's folder. Raises OSError or ValueError when there is none, or no valid one."""
-        return cls.model_validate_json((folder / FILE_NAME).read_bytes())
+        path = folder / FILE_NAME
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{FILE_NAME} holds more than {MAX_BYTES:,} bytes.")
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            faults = [
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors()[:3]
+            ]
+            raise ValueError(f"{FILE_NAME} is not valid: {'; '.join(faults)}.") from None
 
     def write(self, folder: Path) -> Path:
         """Write the contract into a version's folder; its path."""
@@ -120,6 +172,11 @@ class Contract(BaseModel):
         if set(self.classes) != set(other.classes):
             broken.append(f"its classes are {', '.join(self.classes)}, not {', '.join(other.classes)}")
         return broken
+
+
+def _require_unique(what: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what}: each is named once")
 
 
 class ContractError(Exception):

@@ -1,25 +1,37 @@
 """The few calls that the lab makes of MLflow's REST API, without the seconds and the memory of importing mlflow.
 
 https://mlflow.org/docs/latest/api_reference/rest-api.html. Training, which logs runs and models, uses mlflow itself.
+
+Every answer has a deadline as a whole and a limit of size, and what is not a well-formed answer of MLflow counts as no
+answer.
 """
 
+import json
 import os
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
+from labstack.deadline import BoundedAdapter, seconds_left, within
 from labstack.errors import LabError
 from labstack.settings import without_credentials
 
 ARTIFACTS = "mlflow-artifacts:"
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
+ANSWER_BYTES = 16 << 20  # of one answer, a page of a thousand models or versions
+PAGES = 1_000  # of one list
+AGAIN_STATUSES = (429, 502, 503, 504)  # of a server that may answer a moment later
+PAUSE_SECONDS = 0.5  # before a call is made again; doubled each time
+STRICT = ConfigDict(strict=True)  # what an answer holds is of these types, or it is none of MLflow's
 
 
 class RegistryError(LabError):
@@ -41,7 +53,11 @@ class NotThereError(RegistryError):
     """The registry has no such thing, or has it no more."""
 
 
-@dataclass(frozen=True)
+class TooLargeError(RegistryError):
+    """A file of a version is larger than the caller takes."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class Version:
     """A version's record. `source` says where its files are and, unlike its number, is never used twice.
 
@@ -57,7 +73,7 @@ class Version:
     created: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Model:
     """A registered model's aliases, each with its version's number, and its tags."""
 
@@ -65,7 +81,7 @@ class Model:
     tags: Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Run:
     """A run's parameters and last metrics, and the experiment that it is in."""
 
@@ -75,22 +91,20 @@ class Run:
 
 
 class MlflowRest:
-    """A client that gives up soon. Every call raises RegistryError or one of its subclasses; threads may share it."""
+    """A client that gives up soon: each call has `timeout_seconds` an attempt, whatever trickles in.
+
+    Every call raises RegistryError or one of its subclasses; threads may share it.
+    """
 
     def __init__(self, url: str, timeout_seconds: float = 10, retries: int = 2) -> None:
         self.url = url
         self.shown_url = without_credentials(url)
         self._timeout = timeout_seconds
+        self._retries = retries
         self._session = requests.Session()
-        retry = Retry(
-            total=retries,
-            backoff_factor=0.5,
-            status_forcelist=(429, 502, 503, 504),
-            allowed_methods=None,
-            raise_on_status=False,
-        )
+        self._session.headers["Accept-Encoding"] = "identity"  # no small answer becomes a large one
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
+            self._session.mount(scheme, BoundedAdapter())
         if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
             self._session.headers["Authorization"] = f"Bearer {token}"
         elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
@@ -98,18 +112,14 @@ class MlflowRest:
 
     def models(self) -> dict[str, Model]:
         """Every registered model, by name."""
-        found: dict[str, Model] = {}
-        token = ""
-        while True:
-            page = self._call("GET", "registered-models/search", max_results=1000, page_token=token)
-            found |= {model["name"]: _model(model) for model in page.get("registered_models", ())}
-            token = page.get("next_page_token", "")
-            if not token:
-                return found
+        with self._understood():
+            pages = self._pages("registered_models", "registered-models/search")
+            return {_text(model["name"]): _model(model) for model in pages}
 
     def model(self, name: str) -> Model:
         """One registered model. Raises NotThereError when there is none of that name."""
-        return _model(self._call("GET", "registered-models/get", name=name)["registered_model"])
+        with self._understood():
+            return _model(self._call("GET", "registered-models/get", name=name)["registered_model"])
 
     def set_alias(self, model: str, alias: str, number: int) -> None:
         self._call("POST", "registered-models/alias", name=model, alias=alias, version=str(number))
@@ -126,36 +136,31 @@ class MlflowRest:
     def version(self, model: str, number: int) -> Version:
         """One version's record. Raises NotThereError when there is none, or none any more."""
         try:
-            found = self._call("GET", "model-versions/get", name=model, version=str(number))["model_version"]
+            with self._understood():
+                answer = self._call("GET", "model-versions/get", name=model, version=str(number))
+                return _version(answer["model_version"])
         except NotThereError as error:
             raise NotThereError(f"The model {model!r} has no version {number}.") from error
-        return _version(found)
 
     def versions(self, model: str) -> list[Version]:
         """All of a model's versions, newest first; none when there is no such model."""
-        found: list[Version] = []
-        token = ""
-        while True:
-            mark = '"' if "'" in model else "'"  # MLflow undoes no doubling
-            page = self._call(
-                "GET", "model-versions/search", filter=f"name={mark}{model}{mark}", max_results=1000, page_token=token
-            )
-            found += map(_version, page.get("model_versions", ()))
-            token = page.get("next_page_token", "")
-            if not token:
-                return sorted(found, key=lambda version: -version.number)
+        mark = '"' if "'" in model else "'"  # MLflow undoes no doubling
+        with self._understood():
+            pages = self._pages("model_versions", "model-versions/search", filter=f"name={mark}{model}{mark}")
+            return sorted(map(_version, pages), key=lambda version: -version.number)
 
     def set_version_tag(self, model: str, number: int, tag: str, value: str) -> None:
         self._call("POST", "model-versions/set-tag", name=model, version=str(number), key=tag, value=value)
 
     def run(self, run_id: str) -> Run:
         """A run. Raises NotThereError when there is none."""
-        run = self._call("GET", "runs/get", run_id=run_id)["run"]
-        return Run(
-            {param["key"]: param["value"] for param in run["data"].get("params", ())},
-            {metric["key"]: float(metric["value"]) for metric in run["data"].get("metrics", ())},
-            run["info"]["experiment_id"],
-        )
+        with self._understood():
+            run = self._call("GET", "runs/get", run_id=run_id)["run"]
+            return Run(
+                {param["key"]: param["value"] for param in run["data"].get("params", ())},
+                {metric["key"]: float(metric["value"]) for metric in run["data"].get("metrics", ())},
+                run["info"]["experiment_id"],
+            )
 
     def run_of(self, version: Version) -> Run:
         """The run that a version is from; an empty one when it is from none, or from one that was deleted."""
@@ -164,51 +169,129 @@ class MlflowRest:
         except NotThereError:
             return Run({}, {})
 
-    def download(self, model: str, number: int, name: str, folder: Path) -> None:
-        """Put one of a version's files into a folder. Raises NotThereError when the version has no such file."""
-        uri = self._call("GET", "model-versions/get-download-uri", name=model, version=str(number))["artifact_uri"]
-        if not uri.startswith(ARTIFACTS):
-            raise RegistryError(f"The files of {model!r} version {number} are at {uri}, not behind the MLflow server.")
-        path = quote(f"{uri.removeprefix(ARTIFACTS).strip('/')}/{name}")
-        with (folder / name).open("wb") as file:
-            for chunk in self._stream(f"/api/2.0/mlflow-artifacts/artifacts/{path}"):
-                file.write(chunk)
+    def download(self, model: str, number: int, name: str, folder: Path, max_bytes: int, seconds: float) -> int:
+        """Put one of a version's files into a folder, within so many seconds; its size in bytes.
+
+        Raises NotThereError when the version has no such file, and TooLargeError.
+        """
+        with within(seconds):
+            with self._understood():
+                answer = self._call("GET", "model-versions/get-download-uri", name=model, version=str(number))
+                uri = str(answer["artifact_uri"])
+            if not uri.startswith(ARTIFACTS):
+                raise RegistryError(
+                    f"The files of {model!r} version {number} are at {uri}, not behind the MLflow server."
+                )
+            path = quote(f"{uri.removeprefix(ARTIFACTS).strip('/')}/{name}")
+            size = 0
+            with (folder / name).open("wb") as file:
+                for chunk in self._stream(f"/api/2.0/mlflow-artifacts/artifacts/{path}"):
+                    size += len(chunk)
+                    if size > max_bytes:
+                        raise TooLargeError(
+                            f"{name} of {model!r} version {number} holds more than {max_bytes:,} bytes."
+                        )
+                    file.write(chunk)
+            return size
 
     def _stream(self, path: str) -> Iterator[bytes]:
         try:
-            with self._session.get(self.url.rstrip("/") + path, stream=True, timeout=self._timeout) as answer:
-                self._require_success(answer)
+            url = self.url.rstrip("/") + path
+            with self._session.get(url, stream=True, timeout=min(self._timeout, seconds_left())) as answer:
+                if not answer.ok:
+                    self._refuse(answer.status_code, _read(answer, ANSWER_BYTES))
                 yield from answer.iter_content(CHUNK_BYTES)
-        except requests.RequestException as error:
+        except (requests.RequestException, TimeoutError) as error:
             raise RegistryUnreachableError(self.shown_url) from error
+
+    def _pages(self, items: str, path: str, **fields: Any) -> Iterator[Any]:
+        """What a search finds, page after page."""
+        token = ""
+        for _ in range(PAGES):
+            page = self._call("GET", path, max_results=1000, page_token=token, **fields)
+            yield from page.get(items, ())
+            token = page.get("next_page_token", "")
+            if not token:
+                return
+        raise self._not_mlflow()
 
     def _call(self, method: str, path: str, **fields: Any) -> dict[str, Any]:
         sent = {"params": fields} if method == "GET" else {"json": fields}
+        url = f"{self.url.rstrip('/')}/api/2.0/mlflow/{path}"
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            try:
+                status, text = self._ask(method, url, sent)
+            except (requests.RequestException, TimeoutError) as error:
+                if last or seconds_left() <= 0:
+                    raise RegistryUnreachableError(self.shown_url) from error
+            else:
+                if 200 <= status < 300:
+                    return self._json(text)
+                if last or status not in AGAIN_STATUSES:
+                    self._refuse(status, text)
+            time.sleep(max(min(PAUSE_SECONDS * 2**attempt, seconds_left()), 0))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _ask(self, method: str, url: str, sent: Mapping[str, Any]) -> tuple[int, bytes]:
+        """Make a call once: its status and body. Raises RequestException or TimeoutError."""
+        if seconds_left() <= 0:
+            raise TimeoutError
+        with (
+            within(self._timeout),
+            self._session.request(method, url, stream=True, timeout=seconds_left(), **sent) as answer,
+        ):
+            text = _read(answer, ANSWER_BYTES)
+            if text is None:
+                raise self._not_mlflow()
+            return answer.status_code, text
+
+    def _json(self, text: bytes) -> dict[str, Any]:
         try:
-            url = f"{self.url.rstrip('/')}/api/2.0/mlflow/{path}"
-            answer = self._session.request(method, url, timeout=self._timeout, **sent)  # type: ignore[arg-type]
-        except requests.RequestException as error:
-            raise RegistryUnreachableError(self.shown_url) from error
-        self._require_success(answer)
-        try:
-            value = answer.json()
-        except ValueError:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise RegistryFailedError(f"What answers at {self.shown_url} is not MLflow.")
+            raise self._not_mlflow()
         return value
 
-    def _require_success(self, answer: requests.Response) -> None:
-        if answer.ok:
-            return
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Turn what is missing from an answer, or of another type, into RegistryFailedError."""
         try:
-            fault = answer.json()
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
+            raise self._not_mlflow() from error
+
+    def _not_mlflow(self) -> RegistryFailedError:
+        return RegistryFailedError(f"What answers at {self.shown_url} is not MLflow.")
+
+    def _refuse(self, status: int, text: bytes | None) -> None:
+        """Raise what an answer without success means."""
+        try:
+            fault = json.loads(text or b"")
             code, message = fault["error_code"], str(fault["message"])
-        except (ValueError, KeyError, TypeError):
-            code, message = "", f"The MLflow server at {self.shown_url} refuses, with status {answer.status_code}."
+        except (ValueError, KeyError, TypeError, RecursionError):
+            code, message = "", f"The MLflow server at {self.shown_url} refuses, with status {status}."
         if code == "RESOURCE_DOES_NOT_EXIST":  # a 404 by itself may come from whatever else answers there
             raise NotThereError(message)
-        raise (RegistryFailedError if answer.status_code >= 500 else RegistryError)(message)
+        raise (RegistryFailedError if status >= 500 else RegistryError)(message)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text is needed")
+    return value
+
+
+def _read(answer: requests.Response, max_bytes: int) -> bytes | None:
+    """An answer's body; None when it is larger."""
+    text = bytearray()
+    for chunk in answer.iter_content(CHUNK_BYTES):
+        text += chunk
+        if len(text) > max_bytes:
+            return None
+    return bytes(text)
 
 
 def _version(found: Mapping[str, Any]) -> Version:

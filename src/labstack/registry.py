@@ -39,6 +39,7 @@ from labstack.store.database import writing
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
 ROLLOUT_TAG = "labstack.canary"
+SCHEMA_CHANGE_TAG = "labstack.schema_change"  # of a version that may break what callers of production send
 
 
 class ProductionMovedError(RegistryError):

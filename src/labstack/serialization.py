@@ -1,8 +1,10 @@
 """The estimator in a version's folder: skops, which builds only named types and runs no code as pickle does."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
+from labstack import compiled_parts
 from labstack.errors import LabError
 
 # What scikit-learn's estimators consist of beyond the types that skops knows: classes that compute. A rule such as
@@ -43,14 +45,23 @@ def trusted_types(path: Path) -> list[str]:
     return unknown
 
 
-def load(folder: Path) -> Any:
-    """The estimator in a version's folder. Raises ModelFileError."""
-    import skops.io
+def load(folder: Path, max_bytes: int) -> Any:
+    """The estimator in a version's folder, whose file holds so many bytes at most when it is unpacked.
 
+    Raises ModelFileError.
+    """
     path = folder / FILE_NAME
     try:
-        return skops.io.load(path, trusted=trusted_types(path))
-    except ModelFileError:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > max_bytes:
+            raise ModelFileError(f"{path.name} unpacks to {unpacked:,} bytes, and at most {max_bytes:,} are loaded.")
+        import skops.io  # only now, as it takes much memory
+
+        estimator = skops.io.load(path, trusted=trusted_types(path))
+        compiled_parts.require_sound(estimator)
+    except (ModelFileError, MemoryError):
         raise
     except Exception as error:  # a damaged file may fail in any way
         raise ModelFileError(f"{path.name} cannot be loaded: {type(error).__name__}: {error}") from error
+    return estimator

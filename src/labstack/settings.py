@@ -121,6 +121,21 @@ class Settings(BaseSettings):
     )
     max_request_rows: int = Field(10_000, ge=1, description="Rows that one prediction request may hold.")
     max_request_bytes: int = Field(4_194_304, ge=1, description="Bytes that one request's body may hold.")
+    prediction_seconds: float = Field(
+        10, gt=0, description="How long an ONNX model may compute one request; then it is ended, and counts as failed."
+    )
+    model_max_bytes: int = Field(
+        536_870_912, ge=1, description="Bytes that a version's model file may hold; a larger one is not served."
+    )
+    model_memory_bytes: int = Field(
+        1_073_741_824, ge=1, description="Bytes of memory that loading and trying a version may take."
+    )
+    model_load_seconds: float = Field(
+        20, gt=0, description="How long a version's files may take to come, and it then to be loaded and tried."
+    )
+    model_cache_bytes: int = Field(
+        4_294_967_296, ge=1, description="Bytes of versions that API_CACHE_DIR keeps; the longest unused go first."
+    )
     log_inputs: bool = Field(
         True, description="Whether log lines and the prediction log hold the inputs of predictions, and input_stats."
     )

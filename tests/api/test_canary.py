@@ -15,7 +15,7 @@ from labstack.api.service import Service
 from labstack.contract import Contract, Feature, Plan
 from labstack.registry import Rollout
 from labstack.store.audit import moves
-from tests.api.test_follower import stored
+from tests.api.conftest import stored
 from tests.conftest import IRIS_ROW, Lab, wait_until
 
 ALL = Rollout(1, "split")

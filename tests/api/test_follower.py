@@ -3,14 +3,11 @@
 import http.server
 import shutil
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import skops.io
-from flask import Flask
 from sklearn.linear_model import LogisticRegression
 
 from labstack import registry
@@ -20,34 +17,8 @@ from labstack.api.serving.follower import Patience
 from labstack.contract import Contract, Plan
 from labstack.mlflow_rest import RegistryError, RegistryUnreachableError, Version
 from labstack.registry import Rollout
+from tests.api.conftest import stored
 from tests.conftest import IRIS_ROW, Lab, free_port, wait_until
-
-
-@pytest.fixture
-def service(lab: Lab, tmp_path: Path) -> Service:
-    """A service with a cache of its own that has looked at the registry once."""
-    app: Flask = create_app(lab.settings(api_cache_dir=tmp_path / "cache"))
-    service: Service = app.extensions["labstack"]
-    service.follower.sync()
-    return service
-
-
-@pytest.fixture
-def trained(lab: Lab, service: Service) -> Iterator[str]:
-    """A model with two versions that have files of their own, version 1 in production and followed."""
-    name = f"trained_{time.monotonic_ns()}"
-    assert [lab.train("iris", model=name), lab.train("iris", model=name)] == [1, 2]
-    service.follower.sync()
-    assert service.follower.lineups[name].production.served.version == 1
-    yield name
-    lab.client.delete_registered_model(name)
-
-
-def stored(lab: Lab, model: str, version: int) -> Path:
-    """The folder of a version's files on the server's disk, for a test to damage."""
-    source = str(lab.client.get_model_version(model, str(version)).source).removeprefix("models:/")
-    [folder] = (lab.folder / "mlartifacts").rglob(f"{source}/artifacts")
-    return folder
 
 
 def test_a_promotion_is_followed(service: Service, lab: Lab, model: str) -> None:
@@ -173,11 +144,11 @@ def test_a_deleted_production_version_is_served_no_more(service: Service, lab: L
 def test_a_version_that_does_not_predict_its_sample_is_refused(service: Service, lab: Lab, trained: str) -> None:
     folder = stored(lab, trained, 2)
     contract = Contract.read(folder)
-    contract.model_copy(update={"sample": contract.sample.model_copy(update={"output": "tulip"})}).write(folder)
+    contract.model_copy(update={"sample": contract.sample.model_copy(update={"output": "virginica"})}).write(folder)
     registry.promote(lab.registry, lab.engine, trained, 2, reason="lying")
     service.follower.sync()
     assert service.follower.lineups[trained].production.served.version == 1
-    assert "for its own sample, and predicted 'tulip'" in service.follower.following.load_errors[trained]
+    assert "for its own sample, and predicted 'virginica'" in service.follower.following.load_errors[trained]
 
 
 class Surprise(LogisticRegression):  # type: ignore[misc]

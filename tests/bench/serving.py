@@ -125,8 +125,8 @@ def prepare(url: str, folder: Path) -> None:
         given = config.read("iris").model_dump(by_alias=True) | {"after_promotion": "nothing"}
         pipeline = config.Pipeline.model_validate(given | changes)
         train(pipeline, client, engine, settings)
-        client.download(pipeline.model, 1, serialization.FILE_NAME, folder)
-        core = serialization.load(folder)[1:]  # without the step that takes frames, so that arrays do
+        client.download(pipeline.model, 1, serialization.FILE_NAME, folder, 1 << 30, 60)
+        core = serialization.load(folder, 1 << 30)[1:]  # without the step that takes frames, so that arrays do
         (folder / f"{pipeline.model}.pickle").write_bytes(pickle.dumps(core))
 
 
@@ -256,11 +256,11 @@ IN_PROCESS = """
 import sys, time, statistics
 from pathlib import Path
 import orjson
-from labstack.api.serving import predictor
+from labstack import predictor
 from labstack.contract import Contract, Plan
 folder, body = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
 contract = Contract.read(folder)
-loaded, plan, times = predictor.load(folder, contract), Plan(contract), []
+loaded, plan, times = predictor.load(folder, contract, predictor.Limits(10, 1 << 30)), Plan(contract), []
 for _ in range(500):
     began = time.perf_counter()
     loaded.predict(plan.parse(orjson.loads(body))[0])
@@ -276,7 +276,7 @@ def batch_ratio(api: Service, model: str, url: str, folder: Path) -> tuple[float
     files = folder / model
     files.mkdir()
     for name in ("contract.json", "model.onnx"):
-        MlflowRest(url).download(model, 1, name, files)
+        MlflowRest(url).download(model, 1, name, files, 1 << 30, 60)
     command = [sys.executable, "-c", IN_PROCESS, str(files), str(body)]
     environ = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     within = float(subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout)

@@ -23,7 +23,7 @@ from labstack import registry
 from labstack.contract import Contract
 from labstack.registry import Rollout
 from labstack.store import audit, datasets
-from tests.api.test_follower import stored
+from tests.api.conftest import stored
 from tests.conftest import Lab, Process, ask, run_api, wait_until
 
 STEPS = "0.3,0.6,1"

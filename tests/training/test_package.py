@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labstack import serialization
-from labstack.api.serving import predictor
+from labstack import predictor, serialization
 from labstack.contract import Contract, Plan
 from labstack.training import data, package
 from labstack.training.config import Pipeline
@@ -69,7 +68,7 @@ def test_all_that_is_served_predicts_as_the_estimator_did(
     table, made = packed(tmp_path, estimator, **preprocessing)
     assert made.runtime == runtime
     contract = Contract.read(tmp_path)
-    served = predictor.load(tmp_path, contract)  # as the API does
+    served = predictor.load(tmp_path, contract, predictor.Limits(10, 1 << 30))  # as the API does
     assert served.runtime == runtime
     rows = [
         {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
@@ -78,7 +77,7 @@ def test_all_that_is_served_predicts_as_the_estimator_did(
     matrix, _ = Plan(contract).parse(rows, "rows")
     predictions = served.predict(matrix)
     assert predictions.probabilities is not None
-    loaded = serialization.load(tmp_path)  # as MLflow's users do, who hand it frames
+    loaded = serialization.load(tmp_path, 1 << 30)  # as MLflow's users do, who hand it frames
     assert predictions.outputs == loaded.predict(table.frame.iloc[table.test]).tolist()
     np.testing.assert_allclose(predictions.probabilities, loaded.predict_proba(table.frame.iloc[table.test]), atol=1e-5)
 

@@ -136,7 +136,7 @@ def test_a_version_is_a_package_that_mlflow_loads_too(lab: Lab, tmp_path: Path) 
     assert loaded.metadata.saved_input_example_info is not None
     table = data.load(lab.engine, config.read("iris"))
     rows = table.frame.iloc[table.test]
-    np.testing.assert_array_equal(loaded.predict(rows), serialization.load(folder).predict(rows))
+    np.testing.assert_array_equal(loaded.predict(rows), serialization.load(folder, 1 << 30).predict(rows))
 
 
 def test_text_and_gaps_are_in_the_signature(lab: Lab, tmp_path: Path, name: str) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 from labstack import registry
-from labstack.api import monitor
+from labstack.api import health, monitor
 from labstack.api.monitor import Drifted
 from labstack.api.service import Service
 from labstack.api.serving.lineup import Lineup, Role
@@ -59,8 +59,8 @@ def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
         "model": model,
         "models": sorted(set(follower.lineups) | follower.following.without_production | {model}),
         "lineup": lineup,
-        "following": follower.following,
-        "status": status(service),
+        "status": health.status(service),
+        "faults": health.faults(service),
         "database_error": "",
         "now": datetime.now(UTC),
         "is_operator": is_operator,
@@ -90,14 +90,6 @@ def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
             "recent": _part(lambda: [_row(one) for one in predictions.recent(service.engine, model, RECENT)]),
         }
     return shown
-
-
-def status(service: Service) -> str:
-    """In a word how the API does."""
-    follower = service.follower
-    if follower.waiting_seconds is not None and not follower.lineups:
-        return "starting"
-    return "degraded" if follower.following.errors else "ok"
 
 
 def consequence(move: str, model: str, roles: registry.Roles, version: int | None) -> str:

@@ -81,7 +81,7 @@ class HotLane:
     def is_quick(self, path: str) -> bool:
         """Whether a small request to a path is answered in less time than it takes to hand it to another thread."""
         lineup = self._asked(path)[1]
-        return lineup is not None and all(role.served.predictor.runtime == "onnx" for role in lineup.roles)
+        return lineup is not None and all(role.served.predictor.is_quick for role in lineup.roles)
 
     def _asked(self, path: str) -> tuple[str, Lineup | None]:
         """The endpoint, and the lineup that a path asks for a prediction, if it is one."""

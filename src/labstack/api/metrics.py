@@ -52,12 +52,6 @@ reloads = Counter("labstack_reloads", "Reloads that operators asked for, by outc
 serving = Gauge(
     "labstack_serving_workers", "Workers that serve a version in a role.", BY_ROLE, multiprocess_mode="livesum"
 )
-reachable = Gauge(
-    "labstack_registry_reachable",
-    "1 when every worker's last look at the registry went well.",
-    ("url",),
-    multiprocess_mode="livemin",
-)
 waiting = Gauge("labstack_waiting", "What waits to be recorded.", ("what",), multiprocess_mode="livesum")
 
 

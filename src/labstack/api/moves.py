@@ -13,6 +13,7 @@ from labstack.api.problems import Problem
 from labstack.api.request import service
 from labstack.api.serving.control import REGISTRY
 from labstack.api.serving.follower import IncompatibleError, require_compatible
+from labstack.contract import Contract
 from labstack.mlflow_rest import RegistryError
 from labstack.registry import Roles, Rollout, Said
 from labstack.store import audit
@@ -69,17 +70,11 @@ def update(asked: Update, only_from: Roles | None = None) -> dict[str, Any]:
     RegistryError or DatabaseError.
     """
     production = service().lineup(asked.of).production.served
-    record = service().client.version(asked.of, asked.version)
     try:
-        require_compatible(service().follower.open(record), production)
+        require_compatible(production, _tried(asked, asked.version))
     except IncompatibleError as error:
         text = f"Version {asked.version} of {asked.of!r} cannot be a canary. {error}"
-        raise _refused(asked, "incompatible", text) from error
-    except RegistryError:
-        raise
-    except Exception as error:
-        text = f"Version {asked.version} of {asked.of!r} could not be loaded: {error}"
-        raise _refused(asked, "load-failed", text) from error
+        raise _refused(asked, asked.version, "incompatible", text) from error
     arguments = asked.version, asked.rollout
     return _moved(registry.start_canary, asked, f"canary, {asked.rollout}", only_from, *arguments)
 
@@ -98,6 +93,9 @@ def reject(asked: Move, only_from: Roles | None = None) -> dict[str, Any]:
 
 def rollback(asked: Move, only_from: Roles | None = None) -> dict[str, Any]:
     """Make the previous version production again."""
+    previous = registry.roles(service().client, asked.of).previous
+    if previous is not None:
+        _tried(asked, previous)
     return _moved(registry.rollback, asked, "rollback", only_from)
 
 
@@ -106,9 +104,22 @@ def _operator() -> str:
     return f"operator at {request.remote_addr}"
 
 
-def _refused(asked: Update, kind: str, text: str) -> Problem:
-    """What a version answers that cannot be a canary, noted in the audit."""
-    _note("refused", f"{asked.reason or 'canary'}: {text}", model=asked.of, version=asked.version)
+def _tried(asked: Move, version: int) -> Contract:
+    """The contract of a version that this API could serve. Raises Problem where it could not, or RegistryError."""
+    record = service().client.version(asked.of, version)
+    try:
+        return service().follower.tried(record)
+    except RegistryError:
+        raise
+    except Exception as error:  # a version's files may be at fault in any way
+        text = f"Version {version} of {asked.of!r} could not be loaded: {error}"
+        raise _refused(asked, version, "load-failed", text) from error
+
+
+def _refused(asked: Move, version: int, kind: str, text: str) -> Problem:
+    """The answer to a move to a version that cannot be served so, noted in the audit."""
+    reason = asked.reason or ("canary" if isinstance(asked, Update) else "rollback")
+    _note("refused", f"{reason}: {text}", model=asked.of, version=version)
     return Problem(409, kind, text)
 
 

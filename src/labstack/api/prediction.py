@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import orjson
@@ -12,9 +11,9 @@ from labstack.api.problems import PredictionFailedError, Problem, listed
 from labstack.api.record import Record
 from labstack.api.recorder import SHADOWED_ROWS, Shadow
 from labstack.api.service import Service
-from labstack.api.serving.lineup import Lineup, Role, Served
-from labstack.api.serving.predictor import Predictions
+from labstack.api.serving.lineup import Lineup, Role
 from labstack.contract import ContractError, Remarks
+from labstack.predictor import Predictions
 
 
 class Call(NamedTuple):
@@ -39,7 +38,7 @@ def predict(service: Service, lineup: Lineup, body: Any, call: Call) -> bytes:
     """Predict the rows of a body in one of our own three forms; the answer's JSON. Raises as `run` does."""
     rows, place = _rows(body)
     role, predictions, remarks = run(service, lineup, rows, place, call)
-    results = _results(role.served, predictions)
+    results = role.served.results(predictions)
     answer = {"predictions": Fragment(b"[%b]" % b",".join(results))} if place else {"prediction": Fragment(results[0])}
     return dumps(service, role, answer, remarks, call)
 
@@ -98,31 +97,6 @@ def dumps(service: Service, role: Role, answer: dict[str, Any], remarks: Remarks
         answer["model"] = role.block
     answer["request_id"] = call.request_id
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _results(served: Served, predictions: Predictions) -> list[bytes]:
-    """One result a row, as JSON: a class with its confidence and all probabilities, or a value.
-
-    Column by column, as one dictionary a row takes longer than the prediction of many.
-    """
-    probabilities = predictions.probabilities
-    if served.contract.task == "regression":
-        texts, columns = served.texts, [_cells(predictions.outputs)]
-    else:
-        columns = [list(map(orjson.dumps, predictions.outputs))]
-        texts = served.texts[:1]
-        if probabilities is not None:
-            cells, classes = _cells(probabilities.ravel()), len(served.contract.classes)
-            columns += [_cells(probabilities.max(axis=1)), *(cells[number::classes] for number in range(classes))]
-            texts = served.texts
-    end = b"}" if len(columns) == 1 else b"}}"
-    pieces = chain.from_iterable((repeat(text), column) for text, column in zip(texts, columns, strict=True))
-    return list(map(b"".join, zip(*pieces, repeat(end), strict=False)))
-
-
-def _cells(numbers: Any) -> list[bytes]:
-    """Each number as JSON; null where one is not finite."""
-    return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
 
 
 def _rows(body: Any) -> tuple[list[Any], str]:

@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 from labstack.api.serving.lineup import Role
-from labstack.api.serving.predictor import Predictions
 from labstack.contract import Matrix, Remarks
+from labstack.predictor import Predictions
 
 
 class Record(NamedTuple):

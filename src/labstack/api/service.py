@@ -100,7 +100,7 @@ def require_production_model(settings: Settings) -> None:
         there = registry.living_production(client, model) is not None
         why = f"The model {model!r} has no production version"
     except RegistryError as error:
-        there = any(record.model == model for record, _ in Cache(settings.api_cache_dir, client).recall())
+        there = any(record.model == model for record, _ in Cache(settings, client).recall())
         why = f"{error} And the cache holds no production version of the model {model!r}"
     if not there:
         sys.exit(f"{why}, and REQUIRE_PRODUCTION_MODEL is set. Train one: ./run_all.sh train")

@@ -15,8 +15,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labstack.api.problems import Problem, faults_of
-from labstack.api.serving.predictor import Predictions
 from labstack.contract import Contract, ContractError
+from labstack.predictor import Predictions
 
 NUMPY = {
     "BOOL": "?",

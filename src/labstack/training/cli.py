@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,8 @@ def promote(lab: Lab, model: str, version: int, force: bool, reason: str) -> Non
     with _told():
         if not force:
             _or_noted(lab, model, version, promotion.require_passed)
+        promotable = partial(promotion.require_promotable, settings=lab.settings, force=force)
+        _or_noted(lab, model, version, promotable)
         registry.promote(lab.client, lab.engine, model, version, reason=reason or "promoted by hand")
     _moved(lab, f"{model} version {version} is production")
 
@@ -148,7 +150,12 @@ def promote(lab: Lab, model: str, version: int, force: bool, reason: str) -> Non
 @click.pass_obj
 def rollback(lab: Lab, model: str, to: int | None, reason: str) -> None:
     """Make the previous version of MODEL production again."""
+    from labstack.training import promotion
+
     with _told():
+        back = to or registry.roles(lab.client, model).previous
+        if back is not None:
+            _or_noted(lab, model, back, partial(promotion.require_servable, settings=lab.settings))
         roles = registry.rollback(lab.client, lab.engine, model, to, reason=reason or "rolled back by hand")
     _moved(lab, f"{model} version {roles.production} is production again")
 
@@ -176,7 +183,7 @@ def canary_start(lab: Lab, model: str, version: int, weight: float | None, mode:
 
     share = lab.settings.canary_probability if weight is None else weight
     with _told():
-        _or_noted(lab, model, version, promotion.require_compatible)
+        _or_noted(lab, model, version, partial(promotion.require_canary, settings=lab.settings))
         rollout = Rollout(share, mode)
         registry.start_canary(lab.client, lab.engine, model, version, rollout, reason=reason or f"canary, {rollout}")
     _moved(lab, f"{model} version {version} is the canary, {rollout}")
@@ -436,7 +443,7 @@ def _moved(lab: Lab, said: str) -> None:
     click.echo(f"{said}; {promotion.tell_api(lab.settings)}")
 
 
-def _or_noted(lab: Lab, model: str, version: int, require: Callable[[MlflowRest, str, int], None]) -> None:
+def _or_noted(lab: Lab, model: str, version: int, require: Callable[[MlflowRest, str, int], object]) -> None:
     """Require something of a version; a refusal goes into the audit."""
     from labstack.training import promotion
 

@@ -11,10 +11,10 @@ import numpy as np
 import requests
 from sqlalchemy import Engine
 
-from labstack import contract, registry, serialization
+from labstack import registry, serialization, trial
 from labstack.contract import Contract
 from labstack.errors import LabError
-from labstack.mlflow_rest import MlflowRest, NotThereError, Version
+from labstack.mlflow_rest import MlflowRest, NotThereError, TooLargeError, Version
 from labstack.settings import Settings, without_credentials
 from labstack.store import audit
 from labstack.training import evaluate
@@ -40,9 +40,9 @@ class Incumbent:
     folder: Path
 
 
-def require_same_question(pipeline: Pipeline, client: MlflowRest) -> None:
+def require_same_question(pipeline: Pipeline, client: MlflowRest, settings: Settings) -> None:
     """Raise TrainingError when production answers another question under the pipeline's model name."""
-    with _incumbent(client, pipeline.model) as incumbent:
+    with _incumbent(client, pipeline.model, settings) as incumbent:
         if incumbent is None:
             return
         asked = (pipeline.task, pipeline.data.target)
@@ -53,9 +53,9 @@ def require_same_question(pipeline: Pipeline, client: MlflowRest) -> None:
             )
 
 
-def production(pipeline: Pipeline, client: MlflowRest, table: Table) -> Production | None:
+def production(pipeline: Pipeline, client: MlflowRest, table: Table, settings: Settings) -> Production | None:
     """Today's production and what it predicts of the held-out rows; None when there is none. Raises TrainingError."""
-    with _incumbent(client, pipeline.model) as incumbent:
+    with _incumbent(client, pipeline.model, settings) as incumbent:
         if incumbent is None:
             return None
         number = incumbent.record.number
@@ -72,7 +72,9 @@ def production(pipeline: Pipeline, client: MlflowRest, table: Table) -> Producti
         try:
             if not len(taken):
                 raise ValueError("it takes none of these rows, which have missing values")
-            predicted = evaluate.predict(serialization.load(incumbent.folder), rows.iloc[taken])
+            predicted = evaluate.predict(
+                serialization.load(incumbent.folder, settings.model_memory_bytes), rows.iloc[taken]
+            )
         except (TypeError, ValueError) as error:
             why = f"version {number} does not predict these rows: {error}"
             return Production(number, incumbent.contract, nothing, None, why)
@@ -110,14 +112,33 @@ def note_refusal(engine: Engine, model: str, number: int, reason: str) -> None:
     audit.note(engine, "refused", model=model, version=number, actor=registry.actor(), reason=reason)
 
 
-def require_compatible(client: MlflowRest, model: str, number: int) -> None:
-    """Raise TrainingError when a version answers other requests than production, beside which it is to be tried."""
-    with _incumbent(client, model) as incumbent, tempfile.TemporaryDirectory() as name:
-        if incumbent is None:
-            raise TrainingError(f"The model {model!r} has no production version for a canary to stand beside.")
-        client.download(model, number, contract.FILE_NAME, Path(name))
-        if broken := Contract.read(Path(name)).breaks_with(incumbent.contract):
-            raise TrainingError(f"Version {number} of {model!r} cannot be a canary: {'; '.join(broken)}.")
+def require_promotable(client: MlflowRest, model: str, number: int, settings: Settings, *, force: bool) -> None:
+    """Raise TrialError when a version cannot be served.
+
+    Unless it is forced, or its gates allowed that, raise TrainingError when callers of production could not go on.
+    """
+    contract = require_servable(client, model, number, settings)
+    if not force and registry.SCHEMA_CHANGE_TAG not in client.version(model, number).tags:
+        _require_compatible(client, model, number, contract, settings)
+
+
+def require_canary(client: MlflowRest, model: str, number: int, settings: Settings) -> None:
+    """Raise TrialError when a version cannot be served, and TrainingError when it breaks callers of production."""
+    _require_compatible(client, model, number, require_servable(client, model, number, settings), settings)
+
+
+def require_servable(client: MlflowRest, model: str, number: int, settings: Settings) -> Contract:
+    """The contract of a version that was fetched, loaded and tried. Raises TrialError when it cannot be served."""
+    return trial.require_servable(client, client.version(model, number), settings)
+
+
+def _require_compatible(client: MlflowRest, model: str, number: int, contract: Contract, settings: Settings) -> None:
+    with _incumbent(client, model, settings) as incumbent:
+        if incumbent is not None and (broken := contract.breaks_with(incumbent.contract)):
+            raise TrainingError(
+                f"Version {number} of {model!r} does not keep to the contract of production, version "
+                f"{incumbent.record.number}: {'; '.join(broken)}."
+            )
 
 
 def tell_api(settings: Settings) -> str:
@@ -147,7 +168,7 @@ def _held_back(pipeline: Pipeline, client: MlflowRest, incumbent: Incumbent, tab
 
 
 @contextmanager
-def _incumbent(client: MlflowRest, model: str) -> Iterator[Incumbent | None]:
+def _incumbent(client: MlflowRest, model: str, settings: Settings) -> Iterator[Incumbent | None]:
     """Production with its files, for as long as the context lasts; None when there is none."""
     record = registry.living_production(client, model)
     if record is None:
@@ -156,9 +177,7 @@ def _incumbent(client: MlflowRest, model: str) -> Iterator[Incumbent | None]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            for file in (contract.FILE_NAME, serialization.FILE_NAME):
-                client.download(model, record.number, file, folder)
-            read = Contract.read(folder)
-        except (NotThereError, OSError, ValueError) as error:
+            read = trial.fetch(client, record, folder, settings, serialization.FILE_NAME)
+        except (NotThereError, TooLargeError, OSError, ValueError) as error:
             raise TrainingError(f"Production version {record.number} of {model!r} cannot be read: {error}") from error
         yield Incumbent(record, read, folder)

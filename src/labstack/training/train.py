@@ -69,7 +69,7 @@ def train(
     `register` off tracks the run alone. With `if_changed` nothing is done when a version was made of the same rows,
     pipeline and code. `approve` is asked where the pipeline says `ask`. Raises LabError; no role has moved then.
     """
-    promotion.require_same_question(pipeline, client)
+    promotion.require_same_question(pipeline, client, settings)
     table = data.load(engine, pipeline)
     shape = {"train": len(table.train), "test": len(table.test), "features": len(table.columns)}
     progress.step("rows read", model=pipeline.model, **shape)
@@ -95,6 +95,8 @@ def train(
                 if register:
                     # what a version says of itself from its first moment on
                     tags = {FINGERPRINT_TAG: fingerprint} | _verdicts(judged.gates)
+                    if pipeline.gates.allow_schema_change:
+                        tags[registry.SCHEMA_CHANGE_TAG] = "allowed by its gates"
                     version = tracking.register(mlflow_client, pipeline.model, model_id, run_id, tags)
         except RegistryError as error:
             if (folder / FILE_NAME).exists():
@@ -108,7 +110,7 @@ def train(
     if version is None:
         return outcome
     progress.step("registered", model=pipeline.model, version=version)
-    promoted, reason = _decide(pipeline, client, engine, table, judged, version, approve)
+    promoted, reason = _decide(pipeline, client, engine, table, judged, version, settings, approve)
     if not judged.passed:
         promotion.note_refusal(engine, pipeline.model, version, reason)
     with suppress(RegistryError):  # without it a training that was told --if-changed looks at the version again
@@ -140,7 +142,7 @@ def _make(
     folder.mkdir(parents=True, exist_ok=True)
     packed = package.pack(pipeline, table, core, predicted, folder)
     progress.step("packed", model=pipeline.model, runtime=packed.runtime)
-    production = promotion.production(pipeline, client, table)
+    production = promotion.production(pipeline, client, table, settings)
     verdicts = gates.judge(pipeline, table, packed, scorer, production)
     progress.verdicts(verdicts)
     importance = evaluate.importances(pipeline, core, table)
@@ -187,6 +189,7 @@ def _decide(
     table: Table,
     judged: Judged,
     version: int,
+    settings: Settings,
     approve: Callable[[list[Gate]], bool],
 ) -> tuple[bool, str]:
     """Promote the version if it may be: whether it was, and why.
@@ -197,7 +200,7 @@ def _decide(
     while True:
         now = registry.living_production(client, pipeline.model)
         if (now and now.number) != (production and production.number):
-            production = promotion.production(pipeline, client, table)
+            production = promotion.production(pipeline, client, table, settings)
         if production is not judged.production:
             verdicts = [gate for gate in judged.gates if gate.name not in OF_PRODUCTION]
             if production is not None:
@@ -213,6 +216,7 @@ def _decide(
         if pipeline.approval == "ask" and not approve(verdicts):
             return False, f"nobody approved of it; later: labstack promote {pipeline.model} {version}"
         why = verdicts[-1].said if production else f"the model had no production version, {_metric(pipeline, judged)}"
+        promotion.require_servable(client, pipeline.model, version, settings)
         try:
             judged_by = production.number if production else None
             registry.promote(client, engine, pipeline.model, version, reason=why, instead_of=judged_by)

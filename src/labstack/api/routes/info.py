@@ -6,10 +6,10 @@ from typing import Any
 
 from flask import Blueprint, Response, redirect, request
 from prometheus_client import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from werkzeug.wrappers import Response as AnyResponse
 
-from labstack.api import metrics, monitor
+from labstack.api import health, metrics, monitor
 from labstack.api.request import model_asked, service
 from labstack.api.serving.lineup import Canary, Lineup, Role
 from labstack.settings import without_credentials
@@ -46,28 +46,28 @@ def welcome() -> dict[str, Any] | AnyResponse:
 
 
 @blueprint.get("/health")
-def health() -> dict[str, Any]:
-    """Alive, what is loaded, and what keeps this worker from following the registry, if anything does."""
+def health_of_api() -> dict[str, Any]:
+    """Alive, what is loaded, and everything that does not work."""
     follower = service().follower
-    following = follower.following
-    starting = follower.waiting_seconds is not None and not follower.lineups
     return {
-        "status": "starting" if starting else "degraded" if following.errors else "ok",
+        "status": health.status(service()),
         "models": follower.roles,
         "registry": {
             "url": without_credentials(service().settings.mlflow_tracking_uri),
-            "reachable": following.registry_error is None,
-            "last_contact": following.last_contact,
+            "reachable": health.registry_answers(service()),
+            "last_contact": follower.following.last_contact,
         },
-        "errors": list(following.errors.values()),
+        "errors": health.faults(service()),
     }
 
 
 @blueprint.get("/ready")
 def ready() -> dict[str, Any]:
-    """200 when the default model can be served, else 503 with the reason."""
+    """200 when the default model can be served, else 503 with the reason; degraded is ready, and says why."""
     model = service().settings.default_model_name
-    return {"status": "ready", "model": model, "version": service().lineup(model).production.served.version}
+    shown = {"status": "ready", "model": model, "version": service().lineup(model).production.served.version}
+    faults = health.faults(service())
+    return shown | {"status": "degraded", "errors": faults} if faults else shown
 
 
 @blueprint.get("/model-info")
@@ -106,9 +106,14 @@ def canary_status() -> dict[str, Any]:
 @blueprint.get("/metrics")
 def prometheus() -> Response:
     """What all workers counted, in Prometheus' text form."""
-    more: list[Metric] = []
+    url = without_credentials(service().settings.mlflow_tracking_uri)
+    reachable = GaugeMetricFamily(
+        "labstack_registry_reachable", "1 when the registry answers every worker.", labels=["url"]
+    )
+    reachable.add_metric([url], health.registry_answers(service()))
+    more: list[Metric] = [reachable]
     with suppress(DatabaseError):  # of which labstack_database_reachable tells
-        more = monitor.gauges(service().engine, service().settings, service().follower.lineups)
+        more += monitor.gauges(service().engine, service().settings, service().follower.lineups)
     return Response(metrics.text(more), content_type=CONTENT_TYPE_LATEST)
 
 

@@ -25,12 +25,16 @@ STARTING = -1  # the generation of a worker that has not asked the registry yet
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One worker's lineups, as versions by model and role, and what kept it from following, by model or REGISTRY."""
+    """One worker's lineups, as versions by model and role, and what kept it from following, by model or REGISTRY.
+
+    `contact` is when the registry last answered it, in seconds since 1970.
+    """
 
     pid: int
     generation: int
     roles: Mapping[str, Mapping[str, int]]
     errors: Mapping[str, str] = field(default_factory=dict)
+    contact: float | None = None
 
 
 class Control:

@@ -1,43 +1,50 @@
-"""The thread in each worker that keeps its lineups equal to the registry's roles."""
+"""The thread in each worker that keeps its lineups equal to the registry's roles.
+
+Nothing that it asks or loads may hold it for ever: each look at the registry has a deadline, and each version is
+fetched and tried within another, before it is loaded here.
+"""
 
 import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import structlog
 
-from labstack import registry
+from labstack import predictor, registry
 from labstack.api import metrics
-from labstack.api.serving import predictor
 from labstack.api.serving.cache import Cache
 from labstack.api.serving.control import REGISTRY, STARTING, Control, WorkerState
 from labstack.api.serving.lineup import Canary, Lineup, Role, Served
 from labstack.contract import Contract, Plan
+from labstack.deadline import within
 from labstack.mlflow_rest import MlflowRest, NotThereError, RegistryError, RegistryUnreachableError, Version
-from labstack.registry import CANARY, PRODUCTION, Roles, Rollout
-from labstack.settings import Settings, without_credentials
+from labstack.predictor import Limits
+from labstack.registry import CANARY, PRODUCTION, SCHEMA_CHANGE_TAG, Roles, Rollout
+from labstack.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 LONGEST_DELAY_SECONDS = 300.0
+LOOK_SECONDS = 10.0  # of one look at the registry, but for the versions that are loaded meanwhile
 GENERATION_POLL_SECONDS = 0.05  # how soon a reload wakes the follower: one read of a small file each time
 
 
 class IncompatibleError(Exception):
-    """A version cannot stand beside production: the text says what of its contract differs."""
+    """A version does not take every body that another one does, or answers otherwise: the text says what differs."""
+
+    def __init__(self, number: int, broken: Sequence[str]) -> None:
+        super().__init__(f"It does not keep to the contract of version {number}, which is served: {'; '.join(broken)}.")
 
 
-def require_compatible(served: Served, production: Served) -> None:
-    """Raise IncompatibleError when a version does not take every body that production does, or answers otherwise."""
-    if broken := served.contract.breaks_with(production.contract):
-        number = production.version
-        raise IncompatibleError(
-            f"It does not keep to the contract of production, version {number}: {'; '.join(broken)}."
-        )
+def require_compatible(production: Served, contract: Contract) -> None:
+    """Raise IncompatibleError when callers of production could not go on with a version of this contract."""
+    if broken := contract.breaks_with(production.contract):
+        raise IncompatibleError(production.version, broken)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ class Follower:
         self._settings = settings
         self._control = control
         self._client = client
-        self._cache = Cache(settings.api_cache_dir, self._client)
+        self._cache = Cache(settings, client)
+        self._limits = Limits.of(settings)
         self._patience: dict[tuple[str, int], Patience] = {}
         self._generation = 0
         self._stop = threading.Event()
@@ -97,13 +105,16 @@ class Follower:
         self._started = time.monotonic()
         self._told_unreachable = False
         self._counted: set[tuple[str, str, str]] = set()
+        self._asking_until = 0.0
         self.lineups: Mapping[str, Lineup] = {}
         self.following = Following()
+        self.loading: tuple[str, float] | None = None  # what is being loaded, and since when, in time.monotonic
         self.first_look = threading.Event()  # set when the registry has been asked once, whatever it said
 
     def start(self) -> None:
         """Begin to follow. The worker is in the control folder before it reads a role, so that no reload misses it."""
         self._started = time.monotonic()
+        self._cache.clean()
         self._report(STARTING)
         self._thread.start()
 
@@ -133,14 +144,17 @@ class Follower:
         """
         generation = self._control.desired()  # before the roles: a reload that comes later is another look
         error = None
+        self._asking_until = time.monotonic() + LOOK_SECONDS
         try:
-            found = registry.all_roles(self._client)
-            lineups, load_errors = self._follow(found, asked=generation != self._generation)
+            with self._asking():
+                roles = registry.all_roles(self._client)
+            contact = datetime.now(UTC)
+            lineups, load_errors, gone = self._follow(roles, asked=generation != self._generation)
             self.lineups = lineups
             self._generation = generation
-            self._cache.remember(lineup.production.served for lineup in lineups.values())
+            self._cache.remember((lineup.production.served for lineup in lineups.values()), gone)
             self.following = Following(
-                None, datetime.now(UTC), load_errors, frozenset(name for name, r in found.items() if not r.production)
+                None, contact, load_errors, frozenset(name for name, r in roles.items() if not r.production)
             )
         except RegistryError as refusal:
             error = str(refusal)
@@ -175,22 +189,30 @@ class Follower:
             if self._stop.wait(GENERATION_POLL_SECONDS):
                 return
 
-    def _follow(self, found: Mapping[str, Roles], asked: bool) -> tuple[dict[str, Lineup], dict[str, str]]:
-        """The lineups for these roles, and what went wrong by model.
+    def _asking(self) -> AbstractContextManager[None]:
+        """The context of what a look asks of the registry, all together in LOOK_SECONDS."""
+        return within(self._asking_until - time.monotonic())
 
-        A production version that cannot be loaded leaves the one before it in place; one that was deleted does not. A
-        canary that cannot is left out. What failed is tried again at growing intervals, and at once when `asked` for.
+    def _follow(
+        self, registered: Mapping[str, Roles], asked: bool
+    ) -> tuple[dict[str, Lineup], dict[str, str], frozenset[str]]:
+        """The lineups for these roles, what went wrong by model, and the models that have no production any more.
+
+        A production version that cannot be loaded, or breaks what callers send, leaves the one before it in place; one
+        that was deleted does not. A canary that cannot be loaded is left out. What failed is tried again at growing
+        intervals, and at once when `asked` for.
         """
         lineups: dict[str, Lineup] = {}
         errors: dict[str, str] = {}
-        for model, roles in found.items():
+        gone = {model for model, roles in registered.items() if roles.production is None}
+        for model, roles in registered.items():
             if roles.production is None:
                 continue
             now = self.lineups.get(model)
             known = [role.served for role in now.roles] if now else []
             wrong: list[str] = []
             try:
-                served = self._attempt(model, roles.production, known, asked)
+                served = self._attempt(model, roles.production, roles, known, asked)
                 production = now.production if now and now.production.served is served else Role.of(PRODUCTION, served)
             except AttemptFailedError as error:
                 wrong.append(str(error))
@@ -202,7 +224,7 @@ class Follower:
             canary = None
             if roles.canary is not None and roles.canary not in (roles.production, production.served.version):
                 try:
-                    served = self._attempt(model, roles.canary, known, asked, beside=production.served)
+                    served = self._attempt(model, roles.canary, roles, known, asked, beside=production.served)
                     rollout = roles.rollout or Rollout(self._settings.canary_probability, "split")
                     canary = now.canary if now else None
                     if not (canary and canary.served is served and canary.rollout == rollout):
@@ -216,25 +238,105 @@ class Follower:
             lineups[model] = now if now and now == new else new
             if wrong:
                 errors[model] = " ".join(wrong)
-        return lineups, errors
+        for model, record in self._expected().items():
+            if model in registered:
+                continue
+            if self._was_deleted(record, bool(registered)):
+                gone.add(model)
+                continue
+            errors[model] = (
+                f"The registry holds neither the model {model!r} nor the run of its version {record.number}, as if it "
+                "had been emptied; the version is served as before."
+            )
+            if model in self.lineups:
+                lineups[model] = self.lineups[model]
+            elif role := self._recalled(model):
+                lineups[model] = Lineup(role)
+        return lineups, errors, frozenset(gone)
+
+    def _expected(self) -> dict[str, Version]:
+        """The production versions that are served, or were served last while the registry was not reached yet."""
+        recalled = [] if self.first_look.is_set() else [record for record, _ in self._cache.recall()]
+        served = {model: lineup.production.served.record for model, lineup in self.lineups.items()}
+        return {record.model: record for record in recalled} | served
+
+    def _was_deleted(self, record: Version, holds_others: bool) -> bool:
+        """Whether a registry that lists a version's model no more is still the one that it is from.
+
+        Its run outlives the deletion of a model, and not that of the registry. Raises RegistryError.
+        """
+        with self._asking():
+            try:
+                self._client.model(record.model)
+            except NotThereError:
+                pass
+            else:
+                return False  # it is there after all: the next look lists it
+            if record.run_id is None:
+                return holds_others
+            try:
+                self._client.run(record.run_id)
+            except NotThereError:
+                return False
+            return True
+
+    def _last(self, model: str) -> tuple[Version, Contract] | None:
+        """The production version that callers of a model know, if there is one."""
+        if (now := self.lineups.get(model)) is not None:
+            return now.production.served.record, now.production.served.contract
+        if (record := self._expected().get(model)) is not None:
+            with suppress(OSError, ValueError):
+                return record, Contract.read(self._cache.folder(record))
+        return None
+
+    def _require_followable(self, served: Served, roles: Roles) -> None:
+        """Raise IncompatibleError when a version is to follow another one whose callers it breaks.
+
+        Its gates may have allowed that; and a move by the lab's own commands, which makes the other one `previous`, has
+        been checked or forced. What was served here last may be outdated: callers of `previous` count then.
+        """
+        record, contract = served.record, served.contract
+        last = self._last(record.model)
+        if last is None or record == last[0]:
+            return
+        (before, known), number = last, last[0].number
+        broken = contract.breaks_with(known)
+        if not broken or SCHEMA_CHANGE_TAG in record.tags or roles.previous == number:
+            return
+        with self._asking():
+            try:
+                if self._client.version(record.model, number) != before:
+                    return  # made anew under its old name
+                previous = None if roles.previous is None else self._client.version(record.model, roles.previous)
+            except NotThereError:
+                return
+        if previous is not None and not contract.breaks_with(self.tried(previous)):
+            return
+        raise IncompatibleError(number, broken)
 
     def _attempt(
-        self, model: str, number: int, known: Iterable[Served], asked: bool, beside: Served | None = None
+        self, model: str, number: int, roles: Roles, known: Iterable[Served], asked: bool, beside: Served | None = None
     ) -> Served:
-        """A version, loaded unless it is `known`. Raises AttemptFailedError, unless the registry is away."""
+        """A version, loaded unless it is `known`, that may be production, or a canary `beside` it.
+
+        Raises AttemptFailedError, unless the registry is away.
+        """
         patience = self._patience.setdefault((model, number), Patience())
         if not (asked or patience.due()):
             raise AttemptFailedError(patience.error, patience.deleted)
         try:
-            record = self._client.version(model, number)
+            with self._asking():
+                record = self._client.version(model, number)
         except RegistryUnreachableError:
             raise
         except RegistryError as error:
             raise self._failed(model, number, error, deleted=isinstance(error, NotThereError)) from error
         try:
-            served = next((one for one in known if one.record == record), None) or self.open(record)
-            if beside is not None:
-                require_compatible(served, beside)
+            served = next((one for one in known if one.record == record), None) or self._open(record)
+            if beside is None:
+                self._require_followable(served, roles)
+            else:
+                require_compatible(beside, served.contract)
         except Exception as error:  # whatever became of one version, the others are followed
             raise self._failed(model, number, error) from error
         del self._patience[model, number]
@@ -248,22 +350,34 @@ class Follower:
         patience.lose(told, self._settings.follow_interval_seconds, deleted)
         return AttemptFailedError(told, deleted)
 
-    def open(self, record: Version, measured: dict[str, float] | None = None) -> Served:
-        """A version, fetched unless it is in the cache, and tried on its own sample; raises whatever fails.
+    def tried(self, record: Version) -> Contract:
+        """The contract of a version that this API could serve: fetched and tried, and not loaded here.
+
+        Raises RegistryError, TrialError, OSError, or ValueError when its contract is none.
+        """
+        return Contract.read(self._cache.prepare(record))
+
+    def _open(self, record: Version, measured: dict[str, float] | None = None) -> Served:
+        """A version, fetched and tried unless it was before, and loaded; raises whatever fails.
 
         Without what was `measured` the registry is asked for it, and so can be for the files, if they are damaged.
         """
         recalled = measured is not None
-        if measured is None:
-            measured = dict(self._client.run_of(record).metrics)
-        folder = self._cache.fetch(record)
+        began = time.monotonic()
+        self.loading = f"version {record.number} of {record.model!r}", began
         try:
+            if measured is None:
+                measured = dict(self._client.run_of(record).metrics)
+            folder = self._cache.prepare(record, recalled)
             contract = Contract.read(folder)
-            loaded = predictor.load(folder, contract)
+            loaded = predictor.load(folder, contract, self._limits)
         except Exception:
             if not recalled:
                 self._cache.discard(record)
             raise
+        finally:
+            self.loading = None
+            self._asking_until += time.monotonic() - began
         log.info("loaded", model=record.model, version=record.number, runtime=loaded.runtime)
         return Served(record, measured, contract, Plan(contract), loaded)
 
@@ -277,7 +391,7 @@ class Follower:
         for record, measured in self._cache.recall():
             if record.model == model and self._cache.folder(record).exists():
                 try:
-                    return Role.of(PRODUCTION, self.open(record, measured))
+                    return Role.of(PRODUCTION, self._open(record, measured))
                 except Exception as error:  # the others may be sound
                     log.error("load failed", model=model, version=record.number, error=str(error))
         return None
@@ -287,9 +401,16 @@ class Follower:
         for labels in serving | self._counted:
             metrics.serving.labels(*labels).set(labels in serving)
         self._counted = serving
-        url = without_credentials(self._settings.mlflow_tracking_uri)
-        metrics.reachable.labels(url).set(self.following.registry_error is None)
-        self._control.report(WorkerState(os.getpid(), generation, self.roles, self.following.errors))
+        contact = self.following.last_contact
+        self._control.report(
+            WorkerState(
+                os.getpid(),
+                generation,
+                self.roles,
+                self.following.errors,
+                contact.timestamp() if contact else None,
+            )
+        )
 
     def _tell(self, error: str | None) -> None:
         """Log once that the registry was lost or did not come up in time, and once that it is back."""

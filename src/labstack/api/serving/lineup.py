@@ -8,10 +8,10 @@ from typing import Any, Self
 
 import orjson
 
-from labstack.api.serving.predictor import Predictor
 from labstack.contract import Contract, Plan
 from labstack.mlflow_rest import Version
 from labstack.monitoring.counts import Layout
+from labstack.predictor import Predictor, Results
 from labstack.registry import Rollout
 
 
@@ -26,13 +26,9 @@ class Served:
     predictor: Predictor
 
     @cached_property
-    def texts(self) -> tuple[bytes, ...]:
-        """What stands before each cell of a row's result in JSON: class, confidence and probabilities, or value."""
-        if self.contract.task == "regression":
-            return (b'{"value":',)
-        first, *others = (orjson.dumps(name) + b":" for name in self.contract.classes)
-        probabilities = (b',"probabilities":{' + first, *(b"," + other for other in others))
-        return b'{"class":', b',"confidence":', *probabilities
+    def results(self) -> Results:
+        """What turns its predictions into the results of an answer."""
+        return Results(self.contract)
 
     @cached_property
     def layout(self) -> Layout:

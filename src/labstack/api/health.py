@@ -1,0 +1,77 @@
+"""What works and what does not: the one place that all asks that shows health, in this worker and in the others.
+
+A fault is a sentence for people. None of them stops serving by itself.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import make_url
+
+from labstack.api.service import Service
+from labstack.api.serving.control import REGISTRY, STARTING
+from labstack.settings import Settings
+
+SILENT_SECONDS = 10.0  # without an answer of the registry, or in one load, after which it is a fault
+LEAST_FREE_BYTES = 64 << 20
+
+Status = Literal["ok", "starting", "degraded"]
+
+
+def status(service: Service) -> Status:
+    """How the API does, in a word."""
+    follower = service.follower
+    if follower.waiting_seconds is not None and not follower.lineups:
+        return "starting"
+    return "degraded" if faults(service) else "ok"
+
+
+def faults(service: Service) -> list[str]:
+    """Everything that does not work now, each said once: the registry, loads, workers, the disk."""
+    follower = service.follower
+    own = list(follower.following.errors.values())
+    found = [*own, *_of_workers(service), *_of_disks(service.settings)]
+    if follower.loading is not None:
+        what, since = follower.loading
+        if (seconds := time.monotonic() - since) > SILENT_SECONDS:
+            found.append(f"Worker {os.getpid()} has been loading {what} for {seconds:.0f} seconds.")
+    return list(dict.fromkeys(found))
+
+
+def registry_answers(service: Service) -> bool:
+    """Whether every worker's last look at the registry went well, and was not long ago."""
+    states = [state for state in service.control.states() if state.generation != STARTING]
+    fresh = [state.contact is not None and not _is_silent(service.settings, state.contact) for state in states]
+    return bool(fresh) and all(fresh) and not any(REGISTRY in state.errors for state in states)
+
+
+def _of_workers(service: Service) -> list[str]:
+    """What the workers of this API report, and which of them have not asked the registry for too long."""
+    found: list[str] = []
+    for state in service.control.states():
+        found += state.errors.values()
+        if state.contact is not None and REGISTRY not in state.errors and _is_silent(service.settings, state.contact):
+            age = time.time() - state.contact
+            found.append(f"The registry has not answered worker {state.pid} for {age:.0f} seconds.")
+    return found
+
+
+def _is_silent(settings: Settings, contact: float) -> bool:
+    """Whether the registry's last answer, in seconds since 1970, is too old."""
+    return time.time() - contact > max(SILENT_SECONDS, 3 * settings.follow_interval_seconds)
+
+
+def _of_disks(settings: Settings) -> list[str]:
+    """The folders, of our database and of the cache, whose disk is nearly full."""
+    url = make_url(settings.lab_database_url)
+    folders = {settings.api_cache_dir}
+    if url.get_backend_name() == "sqlite" and url.database:
+        folders.add(Path(url.database).parent)
+    return [
+        f"The disk of {folder} is nearly full: {free / 2**20:.0f} MB are free."
+        for folder in sorted(folders)
+        if folder.exists() and (free := shutil.disk_usage(folder).free) < LEAST_FREE_BYTES
+    ]
