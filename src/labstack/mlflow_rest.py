@@ -30,7 +30,7 @@ CHUNK_BYTES = 1 << 16
 ANSWER_BYTES = 16 << 20  # of one answer, a page of a thousand models or versions
 PAGES = 1_000  # of one list
 AGAIN_STATUSES = (429, 502, 503, 504)  # of a server that may answer a moment later
-PAUSE_SECONDS = 0.5  # before a call is made again; doubled each time
+PAUSE_SECONDS = 0.5  # before a call is made a third time; the second follows at once, later ones after longer
 STRICT = ConfigDict(strict=True)  # what an answer holds is of these types, or it is none of MLflow's
 
 
@@ -230,7 +230,7 @@ class MlflowRest:
                     return self._json(text)
                 if last or status not in AGAIN_STATUSES:
                     self._refuse(status, text)
-            time.sleep(max(min(PAUSE_SECONDS * 2**attempt, seconds_left()), 0))
+            time.sleep(max(min(PAUSE_SECONDS * (2**attempt - 1), seconds_left()), 0))
         raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, method: str, url: str, sent: Mapping[str, Any]) -> tuple[int, bytes]:

@@ -144,11 +144,11 @@ def test_a_deleted_production_version_is_served_no_more(service: Service, lab: L
 def test_a_version_that_does_not_predict_its_sample_is_refused(service: Service, lab: Lab, trained: str) -> None:
     folder = stored(lab, trained, 2)
     contract = Contract.read(folder)
-    contract.model_copy(update={"sample": contract.sample.model_copy(update={"output": "virginica"})}).write(folder)
+    contract.model_copy(update={"sample": contract.sample.model_copy(update={"output": "setosa"})}).write(folder)
     registry.promote(lab.registry, lab.engine, trained, 2, reason="lying")
     service.follower.sync()
     assert service.follower.lineups[trained].production.served.version == 1
-    assert "for its own sample, and predicted 'virginica'" in service.follower.following.load_errors[trained]
+    assert "for its own sample, and predicted 'setosa'" in service.follower.following.load_errors[trained]
 
 
 class Surprise(LogisticRegression):  # type: ignore[misc]

@@ -16,12 +16,10 @@ from labstack.api.app import create_app
 from labstack.api.service import Service
 from labstack.api.serving.cache import Cache
 from labstack.contract import Contract
-from tests.api.conftest import stored
+from tests.api.conftest import copied, stored
 from tests.conftest import IRIS_ROW, Lab, free_port, run_mlflow
 from tests.hostile import ENDLESS_ABOVE, endless, put
 from tests.test_mlflow_rest import Script
-
-NARROW = {"dataset": "iris", "target": "species", "drop": ["petal_width"]}
 
 
 def restarted(service: Service, **changes: Any) -> Service:
@@ -77,7 +75,8 @@ def test_a_registry_that_was_emptied_stops_no_serving(
 
 
 def test_a_model_that_was_deleted_is_served_no_more(service: Service, lab: Lab) -> None:
-    lab.train("iris", model="to_be_deleted")
+    copied(lab, "to_be_deleted", stored(lab, "iris", 1))
+    lab.registry.set_alias("to_be_deleted", "production", 1)
     service.follower.sync()
     assert "to_be_deleted" in service.follower.roles
     lab.client.delete_registered_model("to_be_deleted")
@@ -88,10 +87,9 @@ def test_a_model_that_was_deleted_is_served_no_more(service: Service, lab: Lab) 
 
 
 def test_production_that_breaks_callers_is_not_followed_when_it_was_set_by_hand(
-    service: Service, lab: Lab, trained: str
+    service: Service, lab: Lab, trained: str, narrow: Path
 ) -> None:
-    assert lab.train("iris", model=trained, data=NARROW) == 3
-    assert registry.roles(lab.registry, trained).production == 1, "its gates refused it"
+    assert copied(lab, trained, narrow) == 3
     lab.registry.set_alias(trained, "production", 3)
     for looking in (service, restarted(service)):
         looking.follower.sync()
@@ -105,12 +103,12 @@ def test_production_that_breaks_callers_is_not_followed_when_it_was_set_by_hand(
 
 
 def test_a_change_of_the_schema_that_gates_allowed_is_followed_and_taken_back(
-    service: Service, lab: Lab, trained: str
+    service: Service, lab: Lab, trained: str, narrow: Path
 ) -> None:
-    outcome = lab.outcome("iris", model=trained, data=NARROW, gates={"allow_schema_change": True})
-    assert registry.SCHEMA_CHANGE_TAG in lab.registry.version(trained, outcome.version or 0).tags
-    if not outcome.promoted:
-        registry.promote(lab.registry, lab.engine, trained, 3, reason="narrow")
+    assert copied(lab, trained, narrow) == 3
+    lab.registry.set_version_tag(trained, 3, registry.SCHEMA_CHANGE_TAG, "allowed by its gates")
+    lab.registry.set_alias(trained, "production", 3)
+    lab.registry.set_alias(trained, "previous", 1)
     service.follower.sync()
     assert service.follower.lineups[trained].production.served.version == 3
     registry.rollback(lab.registry, lab.engine, trained, reason="wide again")
@@ -120,10 +118,10 @@ def test_a_change_of_the_schema_that_gates_allowed_is_followed_and_taken_back(
 
 
 def test_a_worker_whose_memory_is_older_than_the_last_change_of_the_schema_follows(
-    service: Service, lab: Lab, trained: str
+    service: Service, lab: Lab, trained: str, narrow: Path
 ) -> None:
-    lab.train("iris", model=trained, data=NARROW)
-    lab.train("iris", model=trained, data=NARROW, params={"C": 0.5, "max_iter": 5000})
+    copied(lab, trained, narrow)
+    copied(lab, trained, narrow)
     for number in (3, 4):
         registry.promote(lab.registry, lab.engine, trained, number, reason="while the API was down")
     service.follower.sync()
@@ -221,8 +219,8 @@ def test_the_cache_forgets_what_was_not_used_for_longest(service: Service, lab: 
     served = cache.folder(lab.registry.version("iris", 1))
     os.utime(cache.prepare(second), (0, 0))
     old = lab.registry.version("student_exam", 1)
-    third = lab.train("iris", model=trained, params={"C": 0.3, "max_iter": 5000})
-    cache.prepare(lab.registry.version(trained, third))
+    third = lab.registry.version(trained, copied(lab, trained, stored(lab, "iris", 1)))
+    cache.prepare(third)
     assert not cache.folder(second).exists()
     assert [cache.folder(record).exists() for record in (first, old)] == [True, True], "these are served"
     assert served.exists()
@@ -264,8 +262,8 @@ def test_a_command_moves_no_role_to_a_version_that_cannot_be_loaded(lab: Lab, tr
     assert registry.roles(lab.registry, trained).production == 1
 
 
-def test_promoting_by_hand_keeps_to_the_contract_unless_forced(lab: Lab, trained: str, model: str) -> None:
-    assert lab.train("iris", model=trained, data=NARROW) == 3
+def test_promoting_by_hand_keeps_to_the_contract_unless_forced(lab: Lab, trained: str, narrow: Path) -> None:
+    assert copied(lab, trained, narrow) == 3
     lab.registry.set_version_tag(trained, 3, "labstack.gates", "passed")
     refused = lab.run("promote", trained, "3")
     assert (refused.returncode, "does not keep to the contract of production" in refused.stderr) == (1, True), refused

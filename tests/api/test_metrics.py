@@ -10,7 +10,7 @@ from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 from sqlalchemy import Engine
 
-from labstack.api import metrics, monitor
+from labstack.api import health, metrics, monitor
 from labstack.settings import ROOT, Settings
 from tests.conftest import IRIS_ROW, wait_until
 
@@ -59,6 +59,7 @@ def known_metrics(engine: Engine) -> set[str]:
     """Every series that `/metrics` may hold."""
     own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
     names = {metric.name for metric in monitor.gauges(engine, Settings(), {})}
+    names.add(health.gauge("http://registry", True).name)
     for metric in own:
         kind = metric.__class__.__name__
         names |= {metric._name + end for end in {"Counter": ("_total",), "Gauge": ("",)}.get(kind, ("_bucket",))}
@@ -68,7 +69,7 @@ def known_metrics(engine: Engine) -> set[str]:
 def test_the_dashboard_and_the_alerts_ask_for_metrics_and_labels_that_there_are(engine: Engine) -> None:
     known = known_metrics(engine)
     labels = {label for value in vars(metrics).values() for label in getattr(value, "_labelnames", ())}
-    labels |= {"column", "verdict", "le", "instance", "job"}
+    labels |= {"column", "verdict", "le", "instance", "job", "url"}
     dashboard = json.loads((ROOT / "docker/monitoring/dashboard.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     rules = yaml.safe_load((ROOT / "docker/monitoring/alerts.yml").read_text())["groups"][0]["rules"]

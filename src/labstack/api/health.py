@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from sqlalchemy import make_url
 
 from labstack.api.service import Service
@@ -46,6 +47,15 @@ def registry_answers(service: Service) -> bool:
     states = [state for state in service.control.states() if state.generation != STARTING]
     fresh = [state.contact is not None and not _is_silent(service.settings, state.contact) for state in states]
     return bool(fresh) and all(fresh) and not any(REGISTRY in state.errors for state in states)
+
+
+def gauge(url: str, answers: bool) -> Metric:
+    """What Prometheus is told of the registry at a URL."""
+    metric = GaugeMetricFamily(
+        "labstack_registry_reachable", "1 when the registry answers every worker.", labels=["url"]
+    )
+    metric.add_metric([url], answers)
+    return metric
 
 
 def _of_workers(service: Service) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Blueprint, Response, redirect, request
 from prometheus_client import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from werkzeug.wrappers import Response as AnyResponse
 
 from labstack.api import health, metrics, monitor
@@ -107,11 +107,7 @@ def canary_status() -> dict[str, Any]:
 def prometheus() -> Response:
     """What all workers counted, in Prometheus' text form."""
     url = without_credentials(service().settings.mlflow_tracking_uri)
-    reachable = GaugeMetricFamily(
-        "labstack_registry_reachable", "1 when the registry answers every worker.", labels=["url"]
-    )
-    reachable.add_metric([url], health.registry_answers(service()))
-    more: list[Metric] = [reachable]
+    more: list[Metric] = [health.gauge(url, health.registry_answers(service()))]
     with suppress(DatabaseError):  # of which labstack_database_reachable tells
         more += monitor.gauges(service().engine, service().settings, service().follower.lineups)
     return Response(metrics.text(more), content_type=CONTENT_TYPE_LATEST)
