@@ -7,6 +7,7 @@ from functools import cached_property
 from sqlalchemy import Engine
 
 from labstack import registry
+from labstack.api import monitor
 from labstack.api.controller import Controller
 from labstack.api.problems import Problem
 from labstack.api.recorder import Recorder
@@ -52,6 +53,11 @@ class Service:
         engine = connect(self.settings.lab_database_url)
         migrate(engine)
         return engine
+
+    @cached_property
+    def gauges(self) -> monitor.Gauges:
+        """What `/metrics` tells of drift and of canaries."""
+        return monitor.Gauges(lambda: monitor.gauges(self.engine, self.settings, self.follower.lineups))
 
     def role(self, lineup: Lineup, version: int) -> Role:
         """The role that serves a version by its number. Raises Problem when none does."""
