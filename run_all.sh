@@ -122,7 +122,7 @@ clean() { ## [--yes]: stop the lab and delete all it made: models, runs, databas
     find_place
     "${place}_clean"
   fi
-  rm -rf .venv .env db/*.db db/*.db-shm db/*.db-wal db/mlartifacts outputs
+  rm -rf .venv .env db/*.db db/*.db-moves db/*.db-shm db/*.db-wal db/mlartifacts outputs
   find . -name __pycache__ -type d -prune -exec rm -rf {} +
   rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
   find .lab -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf {} + # another call may be waiting for the lock

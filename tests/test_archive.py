@@ -68,7 +68,7 @@ def state(folder: Path) -> dict[str, object]:
         | {name: ask(folder / name, "SELECT * FROM said") for name in ("lab.db", "mlruns.db")}
         | {
             "entries": {path.name for path in folder.iterdir()}
-            - {f"{name}.db-{log}" for name in ("lab", "mlruns") for log in ("wal", "shm")}
+            - {f"{name}.db-{beside}" for name in ("lab", "mlruns") for beside in ("moves", "shm", "wal")}
         }
     )
 

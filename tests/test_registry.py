@@ -4,6 +4,7 @@ import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -201,6 +202,28 @@ def test_no_role_moves_unrecorded(lab: Lab, engine: Engine, model: str) -> None:
     with pytest.raises(DatabaseError, match="audit"):
         registry.promote(lab.registry, engine, model, 1, reason="first")
     assert registry.roles(lab.registry, model) == Roles()
+
+
+def test_roles_go_back_when_the_database_is_lost_before_their_move_is_recorded(
+    lab: Lab, engine: Engine, model: str, tmp_path: Path
+) -> None:
+    registry.promote(lab.registry, engine, model, 1, reason="first")
+    file = tmp_path / "lab.db"
+
+    class LosesDatabase(Failing):
+        """A client with whose first alias the database is lost."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name == self._method and file.exists():
+                file.rename(f"{file}.away")
+            return getattr(self._client, name)
+
+    losing = cast(MlflowRest, LosesDatabase(lab.registry, "set_alias"))
+    with pytest.raises(DatabaseError, match="moved, deleted or replaced"):
+        registry.promote(losing, engine, model, 2, reason="lost")
+    assert registry.roles(lab.registry, model) == Roles(production=1)
+    Path(f"{file}.away").rename(file)
+    assert moves(engine, model) == [("production", None, 1)]
 
 
 @pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])

@@ -1,8 +1,8 @@
 """`python -m labstack.archive write|read`: the whole lab as one archive, to standard output or from standard input.
 
 An archive is a tar.gz of `lab.db`, `mlruns.db` and the folder `mlartifacts`. It is one state of a lab that may run
-meanwhile: role moves hold our database's write lock, and so does this while it copies both databases. The artifacts
-are copied after that; they never change, so all that the databases name is among them.
+meanwhile: this holds the lock of role moves while it copies both databases. The artifacts are copied after that; they
+never change, so all that the databases name is among them.
 """
 
 import gzip
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
 
-from labstack import settings
+from labstack import locks, settings
 from labstack.errors import LabError
 from labstack.settings import Settings
 
@@ -38,14 +38,15 @@ def write(config: Settings, to: IO[bytes]) -> None:
         raise ArchiveError("There is no lab here yet.")
     with tempfile.TemporaryDirectory(dir=parts["lab.db"].parent) as folder:
         try:
-            with closing(_connect(parts["lab.db"])) as lock:
-                lock.execute("BEGIN IMMEDIATE")
+            with locks.exclusive(locks.moves_file(parts["lab.db"]), BUSY_TIMEOUT_SECONDS):
                 for name in ("lab.db", "mlruns.db"):
                     with closing(_connect(parts[name])) as source, closing(_connect(Path(folder, name))) as copy:
                         source.backup(copy)
                         copy.execute("PRAGMA journal_mode = DELETE")  # one file, complete without a log beside it
         except sqlite3.Error as error:
             raise ArchiveError(f"The databases cannot be copied: {error}.") from error
+        except TimeoutError as error:
+            raise ArchiveError("A move of a role is under way and does not end; try again later.") from error
         with gzip.open(to, "wb", compresslevel=6) as packed, tarfile.open(fileobj=packed, mode="w|") as archive:
             for name in ("lab.db", "mlruns.db"):
                 archive.add(Path(folder, name), name)

@@ -1,10 +1,11 @@
 """Roles: which version of a model is production, canary or previous, and the moves between them.
 
 A role is an alias of MLflow's registry, the only authority. Who writes: training and the operators' commands,
-through the functions here. On SQLite one move at a time holds our database's write lock from its first look at the
-aliases to its audit rows, so that two never interleave. The rows are written before the aliases are moved and
-committed after; a move that fails puts the aliases back. Whatever moved a role behind the audit's back, a person in
-the MLflow page or a move that was killed, is noted with the next move, so that each role's rows form a chain.
+through the functions here. One move at a time holds a lock of its own from its first look at the aliases to its audit
+rows, so that two never interleave; other writers of our database do not wait for it. The rows are written when the
+aliases have moved; a move that fails, also because the rows cannot be written, puts the aliases back. A move that the
+audit missed, made by a person in the MLflow page or killed before its rows were written, is noted with the next move,
+so that each role's rows form a chain.
 
 How a canary gets its requests stands in the registry too, in a tag of its model, so that every replica sees the same.
 """
@@ -35,7 +36,7 @@ from labstack.mlflow_rest import (
     Version,
 )
 from labstack.store.audit import Entry, moves, note
-from labstack.store.database import writing
+from labstack.store.database import moving, writing
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
 ROLLOUT_TAG = "labstack.canary"
@@ -232,16 +233,22 @@ def _move(client: MlflowRest, engine: Engine, model: str, change: Callable[[Role
     """Move the roles to what `change` makes of them as they are; the roles then. `change` raises to refuse."""
     who, evidence = said.get("who") or actor(), said.get("evidence")
     try:
-        with writing(engine) as session:
+        with moving(engine) as connection:
             before = roles(client, model)
             if said.get("only_from", before) != before:
                 raise RolesMovedError(f"The roles of {model!r} are others by now.")
             after = change(before)
-            recorded = replace(_recorded(session, model), rollout=before.rollout)
-            _record(session, model, recorded, before, "unknown", "found moved, by none of our moves", None)
-            _record(session, model, before, after, who, said["reason"], evidence)
-            session.flush()
-            _carry_out(client, model, before, after)
+            with writing(connection) as session:  # a database that cannot be written refuses the move here
+                recorded = replace(_recorded(session, model), rollout=before.rollout)
+                _record(session, model, recorded, before, "unknown", "found moved, by none of our moves", None)
+            try:
+                for call in _calls(client, model, before, after):
+                    call()
+                with writing(connection) as session:
+                    _record(session, model, before, after, who, said["reason"], evidence)
+            except BaseException:
+                _put_back(client, model, before, after)
+                raise
     except RegistryError as error:
         if not isinstance(error, RegistryFailedError | RolesMovedError):
             note(engine, "refused", model=model, actor=who, reason=f"{said['reason']}: {error}", evidence=evidence)
@@ -249,16 +256,11 @@ def _move(client: MlflowRest, engine: Engine, model: str, change: Callable[[Role
     return after
 
 
-def _carry_out(client: MlflowRest, model: str, before: Roles, after: Roles) -> None:
-    """Move the aliases; back again, if one cannot be."""
-    try:
-        for call in _calls(client, model, before, after):
+def _put_back(client: MlflowRest, model: str, before: Roles, after: Roles) -> None:
+    """Undo what was done of a move, as far as the registry lets us."""
+    for call in _calls(client, model, after, before):
+        with suppress(RegistryError):
             call()
-    except BaseException:
-        for call in _calls(client, model, after, before):
-            with suppress(RegistryError):
-                call()
-        raise
 
 
 def _calls(client: MlflowRest, model: str, before: Roles, after: Roles) -> Iterator[Callable[[], None]]:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import threading
 from typing import Any
 
 import yaml
 from flask import Flask
 from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
 from sqlalchemy import Engine
 
 from labstack.api import health, metrics, monitor
@@ -19,8 +21,28 @@ def test_the_readme_lists_every_metric(engine: Engine) -> None:
     own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
     assert all(metric.__class__.__name__ in ("Counter", "Gauge", "Histogram") for metric in own)
     names = {metric._name + ("_total" if isinstance(metric, Counter) else "") for metric in own}
-    names |= {metric.name for metric in monitor.gauges(engine, Settings(), {})}
+    names |= {metric.name for metric in [*monitor.gauges(engine, Settings(), {}), health.gauge("", True)]}
     assert set(re.findall(r"^\| `(labstack_\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)) == names
+
+
+def test_gauges_are_those_of_now_or_the_last_ones_while_the_database_keeps_everybody_waiting() -> None:
+    answers, asked = threading.Event(), 0
+
+    def compute() -> list[Metric]:
+        nonlocal asked
+        asked += 1
+        answers.wait(30)
+        return [Metric(f"number_{asked}", "", "gauge")]
+
+    gauges = monitor.Gauges(compute)
+    assert gauges.latest() == []
+    assert gauges.latest() == []
+    answers.set()
+    assert [metric.name for metric in gauges.latest()] == ["number_1"], "two that asked shared one computation"
+    assert [metric.name for metric in gauges.latest()] == ["number_2"]
+    answers.clear()
+    assert [metric.name for metric in gauges.latest()] == ["number_2"]
+    answers.set()
 
 
 def test_every_failure_is_counted_by_its_kind(app: Flask) -> None:

@@ -3,6 +3,8 @@
 import http.client
 import json
 import os
+import re
+import resource
 import signal
 import sqlite3
 import threading
@@ -10,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,141 @@ def test_durable_gives_no_answer_that_it_could_not_keep(lab: Lab, tmp_path: Path
     assert "refused" not in kept(tmp_path)
 
 
+def answered_by(api: Process, done: threading.Event, clients: int) -> list[tuple[str, int]]:
+    """Have clients ask without a pause until it is done; the request ids that were answered, and their status."""
+
+    def one(name: int) -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        for number in count():
+            if done.is_set():
+                return found
+            request_id = f"c{name}-{number}"
+            found.append((request_id, ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": request_id}).status))
+        return found
+
+    with ThreadPoolExecutor(clients) as pool:
+        return [answer for part in pool.map(one, range(clients)) for answer in part]
+
+
+@contextmanager
+def load(api: Process, clients: int) -> Iterator[list[tuple[str, int]]]:
+    """Load on an API; the list holds what was answered when the context has ended."""
+    done = threading.Event()
+    seen: list[tuple[str, int]] = []
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(answered_by, api, done, clients)
+        try:
+            yield seen
+        finally:
+            done.set()
+            seen += asking.result()
+
+
+def reachable(api: Process) -> bool:
+    return 'labstack_database_reachable{database="lab"} 1.0' in ask(f"{api.url}/metrics").text
+
+
+def accounted(api: Process, asked: int) -> tuple[float, float] | None:
+    """How many predictions were kept and how many dropped, if these are all."""
+    numbers = counted(api, "labstack_kept_total"), counted(api, "labstack_dropped_total")
+    return numbers if sum(numbers) == asked else None
+
+
+def told(api: Process, fault: str) -> bool:
+    return any(re.search(fault, line["error"]) for line in api.lines("predictions not kept"))
+
+
+def test_durable_keeps_what_it_answers_and_nothing_that_it_refused(lab: Lab, tmp_path: Path) -> None:
+    """The lock is held so long that requests are refused before their turn and in it, and freed as some are."""
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, prediction_log="durable", api_threads=8) as api:
+        with load(api, 16) as seen:
+            wait_until(lambda: len(kept(tmp_path)) > 100, 20, "predictions are kept")
+            with locked(tmp_path):
+                time.sleep(6.3)  # as many requests wait, some of them for longer than they may
+            wait_until(lambda: reachable(api), 20, "it recovers")
+        wait_until(lambda: reachable(api), 20, "all that is in doubt is settled")
+        assert api.stop() == 0
+    statuses = {status for _, status in seen}
+    assert statuses == {200, 503}
+    assert sorted(kept(tmp_path)) == sorted(name for name, status in seen if status == 200)
+
+
+@pytest.mark.parametrize("mode", ["batched", "durable"])
+def test_a_database_that_is_moved_away_and_back_holds_what_was_counted_as_kept(
+    lab: Lab, tmp_path: Path, mode: str
+) -> None:
+    file, away = tmp_path / "lab.db", tmp_path / "away.db"
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, prediction_log=mode) as api:
+        with load(api, 4) as seen:
+            wait_until(lambda: len(kept(tmp_path)) > 100, 20, "predictions are kept")
+            file.rename(away)
+            wait_until(lambda: not reachable(api), 10, "the loss is told")
+            wait_until(lambda: told(api, r"lab\.db (is gone|was moved)"), 10, "and how it came")
+            assert not file.exists(), "no empty one takes its place"
+            away.rename(file)
+            wait_until(lambda: reachable(api), 20, "it recovers")
+        numbers = wait_until(lambda: accounted(api, len(seen)), 20, "each is kept or dropped")
+        assert api.stop() == 0
+    found = kept(tmp_path)
+    if mode == "durable":
+        assert sorted(found) == sorted(name for name, status in seen if status == 200)
+    assert len(found) == len(set(found)) == numbers[0]
+
+
+def test_another_database_at_its_place_is_written_to(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, prediction_log="durable") as api:
+        assert ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": "old"}).status == 200
+        assert ask(f"{api.url}/audit").status == 200
+        for path in tmp_path.glob("lab.db*"):
+            path.rename(tmp_path / "old" / path.name)
+        assert ask(f"{api.url}/predict", IRIS_ROW).status == 503
+        assert ask(f"{api.url}/audit").status == 503
+        migrate(connect(f"sqlite:///{tmp_path}/lab.db"))
+        wait_until(lambda: reachable(api), 20, "it recovers")
+        assert ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": "new"}).status == 200
+        assert ask(f"{api.url}/audit").status == 200
+    assert kept(tmp_path) == ["new"]
+    assert kept(tmp_path / "old") == ["old"]
+
+
+@contextmanager
+def full(api: Process, folder: Path) -> Iterator[None]:
+    """A disk with room for little more than the log, which is a file here."""
+    pids, size = workers_of(api), api.log.stat().st_size + 16384
+    assert size < (folder / "lab.db-wal").stat().st_size
+    for pid in pids:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        for pid in pids:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@contextmanager
+def moved(api: Process, folder: Path) -> Iterator[None]:
+    (folder / "lab.db").rename(folder / "away.db")
+    try:
+        yield
+    finally:
+        (folder / "away.db").rename(folder / "lab.db")
+
+
+def test_a_fault_of_the_database_is_told_without_any_request(lab: Lab, tmp_path: Path) -> None:
+    faults = {"locked": lambda _, folder: locked(folder), "I/O error|full": full, "gone|was moved": moved}
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, prediction_log="durable") as api:
+        for number, (text, fault) in enumerate(faults.items()):
+            wait_until(lambda: reachable(api), 10, "all is well")
+            with fault(api, tmp_path):
+                wait_until(lambda: not reachable(api), 10, text)
+                assert ask(f"{api.url}/health").status == 200
+                assert ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": f"refused {number}"}).status == 503
+            wait_until(lambda: told(api, text), 10, f"{text} is logged")  # noqa: B023
+        wait_until(lambda: reachable(api), 10, "all is well")
+    assert kept(tmp_path) == []
+
+
 def test_off_keeps_nothing_but_counts(lab: Lab, tmp_path: Path) -> None:
     with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, prediction_log="off") as api:
         predict(api, 50)
@@ -171,7 +309,8 @@ def test_a_database_that_cannot_be_opened_stops_no_prediction(lab: Lab, tmp_path
         assert len(predict(api, 20)) == 20
         for path in ("/drift", "/audit"):
             assert ask(api.url + path).status == 503
-        assert ask(f"{api.url}/metrics").status == 200
+        wait_until(lambda: not reachable(api), 10, "the fault is told")
+        wait_until(lambda: told(api, "not a database"), 10, "and which it is")
         status = ask(f"{api.url}/canary-status")
         assert (status.status, status.json["verdict"]) == (200, None)
         began = time.monotonic()

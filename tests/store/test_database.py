@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
-from labstack.store import audit, datasets  # noqa: F401  # the tables that are compared
+from labstack.store import audit, database, datasets  # noqa: F401  # the tables that are compared
 from labstack.store.audit import Entry, moves
-from labstack.store.database import DatabaseError, Table, connect, migrate, reading, writing
+from labstack.store.database import DatabaseError, Table, connect, migrate, moving, reading, writing
 from tests.conftest import environment
 
 
@@ -46,10 +46,10 @@ def test_migrating_again_changes_nothing(engine: Engine) -> None:
 def test_a_new_database_is_the_groups_too(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path}/new/lab.db")
     migrate(engine)
-    with reading(engine) as session:
+    with moving(engine), reading(engine) as session:
         session.connection()
         modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
-    assert modes == {"lab.db": 0o664, "lab.db-wal": 0o664, "lab.db-shm": 0o664}
+    assert modes == dict.fromkeys(("lab.db", "lab.db-moves", "lab.db-shm", "lab.db-wal"), 0o664)
 
 
 def test_processes_that_prepare_one_new_database_at_once_all_succeed(tmp_path: Path) -> None:
@@ -118,6 +118,54 @@ def test_a_database_that_somebody_locked_is_said_so(engine: Engine) -> None:
     with pytest.raises(DatabaseError, match="locked"), writing(impatient):
         pass
     holder.close()
+
+
+def test_a_query_without_an_end_is_given_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "READ_SECONDS", 0.1)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    with pytest.raises(DatabaseError, match="interrupted"), reading(engine) as session:
+        session.execute(text(endless))
+    assert moves(engine) == [], "the next query has its own time"
+
+
+def test_a_file_that_is_gone_is_not_made_anew(engine: Engine, tmp_path: Path) -> None:
+    assert moves(engine) == []
+    (tmp_path / "lab.db").rename(tmp_path / "away.db")
+    for _ in range(2):
+        with pytest.raises(DatabaseError, match=r"lab\.db is gone.*Put it back"):
+            moves(engine)
+    assert not (tmp_path / "lab.db").exists()
+    (tmp_path / "away.db").rename(tmp_path / "lab.db")
+    assert moves(engine) == []
+
+
+def test_a_file_that_is_replaced_is_used_from_then_on(engine: Engine, tmp_path: Path) -> None:
+    other = connect(f"sqlite:///{tmp_path}/other.db")
+    migrate(other)
+    with writing(other) as session:
+        session.add(move(7))
+    other.dispose()
+    assert moves(engine) == []
+    for path in tmp_path.glob("lab.db*"):
+        path.rename(tmp_path / f"old-{path.name}")
+    (tmp_path / "other.db").rename(tmp_path / "lab.db")
+    assert [entry.to_version for entry in moves(engine)] == [7]
+
+
+@pytest.mark.parametrize("moment", ["before the commit", "in the commit"])
+def test_what_is_written_to_a_file_that_is_moved_meanwhile_does_not_count(
+    engine: Engine, tmp_path: Path, moment: str
+) -> None:
+    def lose(*_: object) -> None:
+        (tmp_path / "lab.db").rename(tmp_path / "away.db")
+
+    if moment == "in the commit":
+        event.listen(engine, "commit", lose)
+    with pytest.raises(DatabaseError, match="moved, deleted or replaced"), writing(engine) as session:
+        session.add(move(1))
+        session.flush()
+        if moment == "before the commit":
+            lose()
 
 
 def test_a_full_disk_is_said_so(engine: Engine) -> None:

@@ -6,20 +6,26 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 
 from labstack import registry
 from labstack.store import audit, datasets, predictions
-from labstack.store.database import DatabaseError, Table, connect, migrate, writing
+from labstack.store.database import DatabaseError, Table, connect, migrate, reading, writing
+from labstack.store.predictions import Prediction
 from tests.conftest import IRIS_ROW, Lab, ask, free_port, run_api, wait_until
+from tests.integration.test_prediction_log import accounted, load, reachable
 from tests.store.test_predictions import *  # noqa: F403  # the same tests, with the engine of this module
 from tests.store.test_windows import *  # noqa: F403
+from tests.test_moves import *  # noqa: F403
 
 SERVERS = Path("/usr/lib/postgresql")  # where Debian puts them
 
@@ -116,6 +122,50 @@ def test_roles_move_and_are_recorded(engine: Engine, lab: Lab, model: str) -> No
     registry.promote(lab.registry, engine, model, 1, reason="first")
     registry.promote(lab.registry, engine, model, 2, reason="second")
     assert [entry.to_version for entry in audit.moves(engine, model)] == [1, 2, 1]
+
+
+@contextmanager
+def paused(engine: Engine) -> Iterator[None]:
+    """A server that keeps its connections and does nothing."""
+    with engine.connect() as connection:
+        folder = connection.execute(text("SHOW data_directory")).scalar()
+    engine.dispose()
+    server = psutil.Process(int((Path(str(folder)) / "postmaster.pid").read_text().split()[0]))
+    processes = [server, *server.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+@pytest.mark.parametrize("mode", ["batched", "durable"])
+def test_a_server_that_is_paused_holds_up_nobody_and_no_row_is_lost_or_in_doubt(
+    url: str, engine: Engine, lab: Lab, tmp_path: Path, mode: str
+) -> None:
+    settings: dict[str, Any] = {"mlflow_tracking_uri": lab.tracking_uri, "lab_database_url": url}
+    with run_api(tmp_path, **settings, prediction_log=mode, api_threads=12) as api:
+        wait_until(lambda: reachable(api), 20, "all is well")
+        with load(api, 8) as seen:
+            for _ in range(3):
+                wait_until(lambda: reachable(api), 30, "it recovers")
+                with paused(engine), ThreadPoolExecutor(1) as pool:
+                    answer = pool.submit(ask, f"{api.url}/metrics")
+                    wait_until(answer.done, 5, "/metrics answers")
+                    wait_until(lambda: not reachable(api), 10, "the fault is told")
+                    assert ask(f"{api.url}/health").status == 200
+        numbers = wait_until(lambda: accounted(api, len(seen)), 30, "each is kept or dropped")
+        wait_until(lambda: reachable(api), 30, "it recovers")
+        assert api.stop() == 0
+    with reading(engine) as session:
+        found = list(session.scalars(select(Prediction.request_id)))
+    assert len(found) == len(set(found)) == numbers[0]
+    assert {status for _, status in seen} == {200} if mode == "batched" else {200, 503}
+    if mode == "durable":
+        assert sorted(found) == sorted(name for name, status in seen if status == 200)
 
 
 def test_two_apis_keep_predictions_and_tell_of_drift(url: str, engine: Engine, lab: Lab, tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def on_starting(_server: Arbiter) -> None:
 
 def when_ready(server: Arbiter) -> None:
     """In the arbiter, before the first fork: collections must not touch, and so copy, the memory that workers share."""
-    control = _service(server.app.wsgi()).control
+    service = _service(server.app.wsgi())
+    service.prepare()
+    control = service.control
     control.reset()
     metrics.begin(control.metrics)
     gc.collect()

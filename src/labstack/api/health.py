@@ -31,10 +31,12 @@ def status(service: Service) -> Status:
 
 
 def faults(service: Service) -> list[str]:
-    """Everything that does not work now, each said once: the registry, loads, workers, the disk."""
+    """Everything that does not work now, each said once: the registry, loads, workers, our database, disks."""
     follower = service.follower
     own = list(follower.following.errors.values())
     found = [*own, *_of_workers(service), *_of_disks(service.settings)]
+    if (fault := service.recorder.database_fault) is not None:
+        found.append(fault)
     if follower.loading is not None:
         what, since = follower.loading
         if (seconds := time.monotonic() - since) > SILENT_SECONDS:

@@ -1,11 +1,14 @@
 """What our database says of the versions that are served: of all workers, of all replicas that share it."""
 
+import math
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import structlog
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from sqlalchemy import Engine
 
@@ -16,7 +19,13 @@ from labstack.monitoring.counts import Counts
 from labstack.registry import Rollout
 from labstack.settings import Settings
 from labstack.store import predictions, windows
+from labstack.store.database import DatabaseError
 from labstack.store.windows import Window
+
+GAUGES_WAIT_SECONDS = 1.0
+GAUGES_AGE_SECONDS = 30.0
+
+log = structlog.get_logger(__name__)
 
 
 class Drifted(NamedTuple):
@@ -152,6 +161,35 @@ def gauges(engine: Engine, settings: Settings, lineups: Mapping[str, Lineup]) ->
         if found is not None and lineup.canary is not None:
             judged.add_metric((model, str(lineup.canary.served.version), found.verdict.outcome), 1)
     return [shift, drifted, judged]
+
+
+class Gauges:
+    """The gauges for `/metrics`, computed in a thread when they are asked for: nobody waits for our database."""
+
+    def __init__(self, compute: Callable[[], list[Metric]]) -> None:
+        self._compute = compute
+        self._lock = threading.Lock()
+        self._thread = threading.Thread()
+        self._latest: tuple[list[Metric], float] = [], -math.inf
+
+    def latest(self) -> list[Metric]:
+        """The gauges of now; where they take longer than a second, of at most half a minute ago, or none."""
+        with self._lock:
+            if not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._refresh, name="gauges", daemon=True)
+                self._thread.start()
+            thread = self._thread
+        thread.join(GAUGES_WAIT_SECONDS)
+        found, at = self._latest
+        return found if time.monotonic() - at <= GAUGES_AGE_SECONDS else []
+
+    def _refresh(self) -> None:
+        try:
+            self._latest = self._compute(), time.monotonic()
+        except DatabaseError:  # of which labstack_database_reachable tells
+            pass
+        except Exception:
+            log.exception("drift and canaries not told")
 
 
 def period_seconds(settings: Settings) -> float:

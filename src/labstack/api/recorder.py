@@ -92,6 +92,15 @@ class Recorder:
         self._records = Background("recorder", self._record, partial(_drop, "records"), WAITING_RECORDS)
         self._shadows = Background("shadow", self._compare, partial(_drop, "shadows"), WAITING_SHADOWS)
 
+    @property
+    def database_fault(self) -> str | None:
+        """What keeps this worker's predictions and counts from our database, in words for people; None if nothing."""
+        return self._log.fault
+
+    def prepare(self) -> None:
+        """In the arbiter, before the first fork. Raises DatabaseError."""
+        self._log.prepare()
+
     def start(self) -> None:
         logs.output.start(partial(_drop, "log lines"))
         self._log.start()

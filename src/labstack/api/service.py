@@ -1,12 +1,14 @@
 """What the routes of one worker work with: its settings, its lineups, its recorder."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 from sqlalchemy import Engine
 
 from labstack import registry
+from labstack.api import monitor
 from labstack.api.controller import Controller
 from labstack.api.problems import Problem
 from labstack.api.recorder import Recorder
@@ -16,7 +18,7 @@ from labstack.api.serving.follower import Follower
 from labstack.api.serving.lineup import Lineup, Role
 from labstack.mlflow_rest import MlflowRest, RegistryError
 from labstack.settings import Settings, without_credentials
-from labstack.store.database import connect, migrate
+from labstack.store.database import DatabaseError, connect, migrate
 
 FIRST_LOOK_SECONDS = 10.0
 
@@ -46,12 +48,29 @@ class Service:
         """What acts on what all workers and replicas did, in one of them."""
         return Controller(self.settings, self.control, self.client, self.follower, lambda: self.engine)
 
+    def prepare(self) -> None:
+        """In the arbiter, before the first fork: make the database's file if there is none yet.
+
+        No worker makes it: one that finds none has lost it.
+        """
+        with suppress(DatabaseError):  # each worker tells
+            self.recorder.prepare()
+            self._connected  # noqa: B018  # kept for all workers
+
     @cached_property
     def engine(self) -> Engine:
         """Our database. Raises DatabaseError."""
-        engine = connect(self.settings.lab_database_url)
-        migrate(engine)
-        return engine
+        migrate(self._connected)
+        return self._connected
+
+    @cached_property
+    def _connected(self) -> Engine:
+        return connect(self.settings.lab_database_url)
+
+    @cached_property
+    def gauges(self) -> monitor.Gauges:
+        """What `/metrics` tells of drift and of canaries."""
+        return monitor.Gauges(lambda: monitor.gauges(self.engine, self.settings, self.follower.lineups))
 
     def role(self, lineup: Lineup, version: int) -> Role:
         """The role that serves a version by its number. Raises Problem when none does."""

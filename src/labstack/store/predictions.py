@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Double, Engine, Index, Integer, Text, delete, func, select
+from sqlalchemy import BigInteger, Double, Engine, Index, Integer, Text, bindparam, delete, func, select
 from sqlalchemy.orm import Mapped, Session, defer, mapped_column
 
 from labstack.errors import LabError
@@ -140,6 +140,12 @@ def append(session: Session, rows: Sequence[Row]) -> None:
     connection = session.connection()
     marks = ", ".join(["%s" if connection.dialect.paramstyle in ("format", "pyformat") else "?"] * len(Row._fields))
     connection.exec_driver_sql(f"INSERT INTO predictions ({', '.join(Row._fields)}) VALUES ({marks})", list(rows))  # noqa: S608
+
+
+def remove(session: Session, rows: Sequence[tuple[str, float]]) -> None:
+    """Remove predictions, if they are there, by their request ids and moments."""
+    query = delete(Prediction).where(Prediction.request_id == bindparam("id"), Prediction.at == bindparam("moment"))
+    session.connection().execute(query, [{"id": request_id, "moment": at} for request_id, at in rows])
 
 
 def recent(engine: Engine, model: str, limit: int) -> list[Prediction]:

@@ -1,7 +1,6 @@
 """What is served, and how well: for people, load balancers and operators."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, redirect, request
@@ -105,12 +104,10 @@ def canary_status() -> dict[str, Any]:
 
 @blueprint.get("/metrics")
 def prometheus() -> Response:
-    """What all workers counted, in Prometheus' text form."""
+    """What all workers counted, in Prometheus' text form; without drift and canaries where our database is away."""
     url = without_credentials(service().settings.mlflow_tracking_uri)
-    more: list[Metric] = [health.gauge(url, health.registry_answers(service()))]
-    with suppress(DatabaseError):  # of which labstack_database_reachable tells
-        more += monitor.gauges(service().engine, service().settings, service().follower.lineups)
-    return Response(metrics.text(more), content_type=CONTENT_TYPE_LATEST)
+    registry = health.gauge(url, health.registry_answers(service()))
+    return Response(metrics.text([registry, *service().gauges.latest()]), content_type=CONTENT_TYPE_LATEST)
 
 
 def _verdict(lineup: Lineup) -> dict[str, Any] | None:
