@@ -58,6 +58,9 @@ def with_more(more: str) -> tuple[str, str]:
     [
         ("model: mine", "model: ../mine", "model: "),
         ("task: classification", "task: guessing", "task: .*'classification' or 'regression'"),
+        ("target: species", "target: species, filter: x >", "data.filter: character 1, 'x >': invalid syntax"),
+        ("target: species", "target: species, filter: x", "data.filter: character 1, 'x': this is no condition"),
+        ("target: species", "target: species, filter: '@os.x == 0'", "data.filter: character 1, .*@ is not allowed"),
         ("target: species", "goal: species", "data.target: .*required.*data.goal: .*not permitted"),
         ("dataset: iris", "dataset: iris, csv: x.csv", "data: one of dataset, csv, parquet and sql"),
         ("dataset: iris, ", "", "data: one of dataset, csv, parquet and sql"),

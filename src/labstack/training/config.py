@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, is_classifier, is_regressor
 
 from labstack.errors import LabError
 from labstack.settings import ROOT
+from labstack.training import filters
 
 FOLDER = ROOT / "src" / "pipelines"
 
@@ -81,7 +82,14 @@ class Data(Part):
     target: str
     features: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
-    filter: str | None = Field(None, description="Which rows, as pandas' DataFrame.query understands it.")
+    filter: str | None = Field(None, description="Which rows: a condition, as labstack.training.filters reads it.")
+
+    @field_validator("filter")
+    @classmethod
+    def _is_allowed(cls, text: str | None) -> str | None:
+        if text is not None:
+            filters.parse(text)
+        return text
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":

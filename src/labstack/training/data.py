@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from labstack.contract import LARGEST, Matrix
 from labstack.errors import LabError
 from labstack.store import datasets
+from labstack.training import filters
 from labstack.training.config import Data, Pipeline, Sql
 
 MAX_CATEGORIES = 1000
@@ -201,12 +202,9 @@ def _chosen(rows: pd.DataFrame, pipeline: Pipeline, remarks: list[str]) -> tuple
         raise DataError(f"The target {data.target!r} can neither split the rows nor slice them.")
     if data.filter is not None:
         try:
-            meant = rows.eval(data.filter)
-        except Exception as error:  # an expression may fail in any way
-            raise DataError(f"data.filter: {data.filter!r} cannot be asked of the rows: {error}") from error
-        if not (isinstance(meant, pd.Series) and meant.dtype == bool):
-            raise DataError(f"data.filter: {data.filter!r} is no condition, such as age >= 18.")
-        rows = rows[meant]
+            rows = rows[filters.parse(data.filter)(rows)]
+        except (filters.FilterError, TypeError) as error:  # moments with and without a time zone
+            raise DataError(f"data.filter: {error}") from error
     features = list(data.features or (str(name) for name in rows if name not in (data.target, pipeline.split.column)))
     features = [name for name in features if name not in data.drop]
     if not features:
