@@ -379,6 +379,8 @@ def _fits(value: object, column: Column) -> bool:
 def _read_csv(path: Path, names: Set[str] = frozenset()) -> tuple[str, list[Rows]]:
     """The description and the typed rows of a CSV file, in chunks; columns of these names are of text."""
     text: set[int] = set()  # the places of columns that are known to hold text
+    if path.exists() and not path.is_file():
+        raise DatasetError(f"{path} is no file; of what is no regular one the end may never come.")
     try:
         while (found := _parse(path, text, names)) is None:
             pass  # what was taken for numbers in a first part of the file is text
