@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import tarfile
 import tempfile
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -136,6 +137,9 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
         with opener.open(url, timeout=LEAST_SECONDS) as answer:
             pace.answer = answer
             yield cast("IO[bytes]", pace)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
