@@ -6,16 +6,21 @@ never change, so all that the databases name is among them.
 """
 
 import gzip
+import http.client
 import os
 import shutil
+import signal
 import sqlite3
 import sys
 import tarfile
 import tempfile
+import urllib.error
 import urllib.request
-from contextlib import closing, suppress
-from pathlib import Path
-from typing import IO
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
@@ -25,6 +30,13 @@ from labstack.errors import LabError
 from labstack.settings import Settings
 
 BUSY_TIMEOUT_SECONDS = 20.0
+CONTENTS = "which holds lab.db, mlruns.db, mlartifacts and nothing else"
+PART_BYTES = 1 << 20
+MAX_MEMBERS = 1_000_000
+MAX_DEPTH = 100  # of folders in folders
+MAX_HEADER_BYTES = 1 << 16  # of a name that is too long for a member's own header
+RESERVE_BYTES = 1 << 28  # that unpacking leaves free on the disk
+LEAST_BYTES, LEAST_SECONDS = 6_000_000, 60  # what a URL must send in that time
 
 
 class ArchiveError(LabError):
@@ -64,15 +76,17 @@ def read(config: Settings, stream: IO[bytes]) -> None:
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home) as folder:
         new, old = Path(folder, "new"), Path(folder, "old")
+        new.mkdir()
         old.mkdir()
         try:
-            with tarfile.open(fileobj=stream, mode="r|gz") as archive:
-                archive.extractall(new, filter=_plain)  # noqa: S202  # the filter sees to it
-        except (OSError, EOFError, tarfile.TarError) as error:
+            _unpack(stream, new, _room(config, home))
+        except (TimeoutError, ConnectionError):
+            raise  # of where the stream comes from
+        except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
             raise ArchiveError(f"This is no archive of a lab, or a damaged one: {error}.") from error
-        (new / "mlartifacts").mkdir(parents=True, exist_ok=True)
+        (new / "mlartifacts").mkdir(exist_ok=True)
         if {path.name for path in new.iterdir()} != set(parts):
-            raise ArchiveError(f"This is no archive of a lab, which holds {', '.join(parts)} and nothing else.")
+            raise ArchiveError(f"This is no archive of a lab, {CONTENTS}.")
         for name in ("lab.db", "mlruns.db"):
             _require_sound(new / name)
             _require_unused(parts[name])
@@ -88,13 +102,69 @@ def begin(config: Settings) -> None:
         return
     named = settings.without_credentials(config.lab_archive)
     try:
-        fetched = urlsplit(config.lab_archive).scheme in ("http", "https")
-        url = config.lab_archive if fetched else Path(config.lab_archive).absolute().as_uri()
-        with urllib.request.urlopen(url, timeout=60) as stream:  # noqa: S310  # one of these three
-            read(config, stream)
-    except (OSError, ValueError) as error:
+        if urlsplit(config.lab_archive).scheme in ("http", "https"):
+            with _fetched(config.lab_archive) as stream:
+                read(config, stream)
+        else:
+            with Path(config.lab_archive).open("rb") as file:
+                read(config, file)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ArchiveError(f"LAB_ARCHIVE {named} cannot be fetched: {error}.") from error
     print(f"This lab begins with the data of {named}.", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def _fetched(url: str) -> Iterator[IO[bytes]]:
+    """What a URL sends, over HTTP and HTTPS only, redirects included.
+
+    Raises TimeoutError when in any minute hardly anything comes. A timer's signal tells, as sockets have a time-out
+    for each part only, which may be a byte; so it works in the main thread.
+    """
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    pace = _Pace()
+    before = signal.signal(signal.SIGALRM, pace.judge)
+    signal.setitimer(signal.ITIMER_REAL, LEAST_SECONDS, LEAST_SECONDS)
+    try:
+        with opener.open(url, timeout=LEAST_SECONDS) as answer:
+            pace.answer = answer
+            yield cast("IO[bytes]", pace)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class _Pace:
+    """An answer of HTTP, and how much of it came since it was judged last."""
+
+    answer: http.client.HTTPResponse
+
+    def __init__(self) -> None:
+        self.came = 0
+
+    def read(self, size: int = -1) -> bytes:
+        part = self.answer.read1(size)
+        self.came += len(part)
+        if not part:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # all is here: what follows may take its time
+        return part
+
+    def judge(self, _signal: int, _frame: object) -> None:
+        if self.came < LEAST_BYTES:
+            raise TimeoutError(f"{self.came:,} bytes came in {LEAST_SECONDS} seconds, which is too slow")
+        self.came = 0
 
 
 def _parts(config: Settings) -> dict[str, Path]:
@@ -126,9 +196,123 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
                 _add(archive, entry, f"{name}/{entry.name}")
 
 
-def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """Nothing but files and folders inside, with the modes that new ones have here."""
-    return tarfile.data_filter(member, folder).replace(mode=None)  # type: ignore[arg-type]  # None says just that
+class _Bounded:
+    """A stream that is read no further than `left` bytes."""
+
+    def __init__(self, stream: Any, left: int) -> None:
+        self.stream, self.left = stream, left
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes, none at the end. Raises ArchiveError at the limit."""
+        content: bytes = self.stream.read(size)
+        self.require(len(content))
+        self.left -= len(content)
+        return content
+
+    def require(self, size: int) -> None:
+        """Raise ArchiveError when so many bytes more are beyond the limit."""
+        if size > self.left:
+            raise ArchiveError(
+                "The archive, unpacked, is larger than LAB_ARCHIVE_MAX_BYTES allows, or than there is space for "
+                f"on the disk, of which {RESERVE_BYTES:,} bytes are left free."
+            )
+
+    def exactly(self, size: int) -> Iterator[bytes]:
+        """The next `size` bytes, in parts. Raises EOFError when there are fewer."""
+        if size < 0:
+            raise ValueError("a size in it is negative")
+        self.require(size)
+        while size:
+            part = self.read(min(size, PART_BYTES))
+            if not part:
+                raise EOFError("it ends too early")
+            size -= len(part)
+            yield part
+
+
+def _room(config: Settings, home: Path) -> int:
+    """How many bytes an archive may unpack to."""
+    return min(config.lab_archive_max_bytes, shutil.disk_usage(home).free - RESERVE_BYTES)
+
+
+def _unpack(stream: IO[bytes], folder: Path, limit: int) -> None:
+    """Make the files and folders of an archive in an empty folder, each checked before it is made.
+
+    They are made anew, so that nothing that was there, nor a link, is ever followed. Raises ArchiveError for what
+    `write` does not write, and where more than `limit` bytes or MAX_MEMBERS members come.
+    """
+    tar = _Bounded(gzip.GzipFile(fileobj=cast("IO[bytes]", _Bounded(stream, limit)), mode="rb"), limit)
+    for count, (name, member) in enumerate(_members(tar)):
+        if count >= MAX_MEMBERS:
+            raise ArchiveError(f"The archive has more than {MAX_MEMBERS:,} files and folders.")
+        parts = PurePosixPath(name).parts
+        if "\0" in name or ".." in parts or len(parts) > MAX_DEPTH or not _belongs(parts, member.isdir()):
+            raise ArchiveError(f"This is no archive of a lab, {CONTENTS}: it holds {name[:200]!r}.")
+        path = folder.joinpath(*parts)
+        try:
+            if member.isdir():
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:  # which neither follows a link nor takes a file that is there
+                file.writelines(tar.exactly(member.size))
+        except (FileExistsError, NotADirectoryError):
+            raise ArchiveError(f"This is no archive of a lab: {name!r} is in it twice.") from None
+        _skip_padding(tar, member.size)
+    while rest := tar.read(PART_BYTES):  # to the end, where gzip's checksum is
+        if rest.strip(b"\0"):
+            raise ArchiveError("This is no archive of a lab, or a damaged one: something follows its end.")
+
+
+def _belongs(parts: tuple[str, ...], is_folder: bool) -> bool:
+    """Whether a lab has a file, or a folder, in this place."""
+    if is_folder:
+        return parts[:1] in ((), ("mlartifacts",))
+    return parts in (("lab.db",), ("mlruns.db",)) or (parts[:1] == ("mlartifacts",) and len(parts) > 1)
+
+
+def _members(tar: _Bounded) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Name and header of each member; what follows a file's is read before the next is asked for.
+
+    Headers are read here, as tarfile takes links, sparse files and headers of any size. Raises ArchiveError for all
+    but regular files and folders, EOFError and tarfile.HeaderError for damaged ones.
+    """
+    more: dict[str, bytes] = {}  # what headers say of the member after them, and its own has no room for
+    while (block := b"".join(tar.exactly(tarfile.BLOCKSIZE))) != bytes(tarfile.BLOCKSIZE):
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        if header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            if header.size > MAX_HEADER_BYTES:
+                raise ArchiveError(f"A header of the archive has more than {MAX_HEADER_BYTES:,} bytes.")
+            content = b"".join(tar.exactly(header.size))
+            _skip_padding(tar, header.size)
+            said = _records(content) if header.type == tarfile.XHDTYPE else [("path", content.rstrip(b"\0"))]
+            more |= {key: value for key, value in said if key in ("path", "size") or key.startswith("GNU.sparse")}
+            if more.keys() - {"path", "size"}:
+                raise ArchiveError("The archive is not taken: it holds a sparse file.")
+            continue
+        name = more["path"].decode("utf-8", "surrogateescape") if "path" in more else header.name
+        if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
+            raise ArchiveError(f"The archive is not taken: {name!r} is neither a regular file nor a folder.")
+        header.size = int(more.get("size", header.size))
+        more = {}
+        yield name, header
+
+
+def _records(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """What a pax header says: records of their own length, a space, a key, =, a value and a line's end."""
+    while content:
+        length, _, _ = content.partition(b" ")
+        record, content = content[: int(length)], content[int(length) :]
+        key, sign, value = record[len(length) + 1 : -1].partition(b"=")
+        if not sign or not record.endswith(b"\n") or int(length) != len(record):
+            raise ValueError("a header of it has no sense")
+        yield key.decode("utf-8", "replace"), value
+
+
+def _skip_padding(tar: _Bounded, size: int) -> None:
+    """Read what fills the last block behind `size` bytes."""
+    for _ in tar.exactly(-size % tarfile.BLOCKSIZE):
+        pass
 
 
 def _require_sound(database: Path) -> None:

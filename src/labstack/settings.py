@@ -71,6 +71,9 @@ class Settings(BaseSettings):
         None,
         description="An archive of ./run_all.sh backup, a path or a URL, whose data a lab without data begins with.",
     )
+    lab_archive_max_bytes: int = Field(
+        107_374_182_400, ge=1, description="Bytes that an archive, unpacked, may hold, in LAB_ARCHIVE and restore."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The least severe level that is logged."
     )

@@ -1,7 +1,9 @@
 """The datasets over HTTP: pages, CSV, and rows appended by operators."""
 
+import io
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from labstack.store import datasets
@@ -34,7 +36,8 @@ def test_rows_come_in_pages(client: Any) -> None:
 
 def test_rows_come_as_csv(client: Any) -> None:
     answer = client.get("/data/t", headers={"Accept": "text/csv"})
-    assert answer.text.startswith("# A table.\na,b\n0,\n1,\n")
+    assert answer.text.startswith("a,b\n0,\n1,\n")
+    assert list(pd.read_csv(io.StringIO(answer.text))) == ["a", "b"]
     assert answer.text == client.get("/data/t?format=csv").text
     assert answer.content_type == "text/csv; charset=utf-8"
 

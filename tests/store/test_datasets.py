@@ -1,11 +1,16 @@
 """Datasets: loaded once, typed, and refused with the place of the fault."""
 
+import csv
 import io
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import make_student_exam_scores
+import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
 from labstack.store import datasets
@@ -128,11 +133,53 @@ def test_a_row_too_short_in_a_late_chunk_is_named(engine: Engine, tmp_path: Path
 def test_what_is_written_is_what_was_read(engine: Engine, tmp_path: Path) -> None:
     text = '# Of two kinds.\nnumber,words\n1,"a, ""b"""\n0.1,\n,x\n-2e+300,"two\nlines"\n' + "7,y\n" * 20
     before = load(engine, tmp_path, text)
-    assert "".join(datasets.csv_lines(engine, "table")) == text
+    assert "".join(datasets.csv_lines(engine, "table")) == text.removeprefix("# Of two kinds.\n")
     with (tmp_path / "out.csv").open("w", newline="") as file:
         file.writelines(datasets.csv_lines(engine, "table"))
     datasets.load_csv(engine, tmp_path / "out.csv", "again")
     assert list(datasets.read(engine, "again").dicts()) == list(before.dicts())
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8) | st.sampled_from(
+    ["#id", "# a", "a,b", 'say "x"', "two\nlines", "\ufeffx", "1", "NA", "a#b", "\rx\ry"]
+)
+CELLS = st.one_of(
+    st.none(),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    st.sampled_from(
+        ["#", "# x", "007", "1_0", "NA", "nan", '"', '""', "a,b", "a\nb", "a\rb", "a\r\nb", " ", "-0", "0x1"]
+    ),
+    st.sampled_from(["1", "2.50", "1e300", "12345678901234567891", "+1", "1e-5", "9007199254740993"]),
+)
+
+
+@given(st.data())
+@settings(suppress_health_check=list(HealthCheck), deadline=None)
+def test_what_is_exported_is_loaded_as_it_was(engine: Engine, tmp_path: Path, drawn: st.DataObject) -> None:
+    """Rows, names and types, whatever they hold; and pandas sees the same names and as many rows."""
+    names = drawn.draw(st.lists(NAMES.map(str.strip).filter(bool), min_size=1, max_size=4, unique=True))
+    rows = drawn.draw(st.lists(st.tuples(*[CELLS] * len(names)), min_size=1, max_size=6))
+    token = uuid.uuid4().hex
+    with (tmp_path / "in.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([names, *rows])
+    datasets.load_csv(engine, tmp_path / "in.csv", token)
+    with (tmp_path / "out.csv").open("w", newline="", encoding="utf-8") as file:
+        file.writelines(datasets.csv_lines(engine, token))
+    datasets.load_csv(engine, tmp_path / "out.csv", f"{token} again")
+    before, after = datasets.read(engine, token), datasets.read(engine, f"{token} again")
+    assert [column.name for column in before.columns] == names
+    assert after.columns == before.columns
+    assert list(after.dicts()) == list(before.dicts())
+    if not any("\0" in text for row in [names, *rows] for text in row if text):  # which ends a text of pandas' parser
+        frame = pd.read_csv(tmp_path / "out.csv", dtype=str, keep_default_na=False)
+        assert list(frame) == names
+        assert len(frame) == len(before)
+
+
+def test_an_export_begins_with_the_header(engine: Engine, tmp_path: Path) -> None:
+    load(engine, tmp_path, '# Described.\n"#id",b\n1,x\n,#y\n')
+    assert "".join(datasets.csv_lines(engine, "table")) == '"#id","b"\n1,x\n,#y\n'
+    assert datasets.summary(engine, "table").description == "Described."
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -182,6 +229,9 @@ def test_text_that_looks_like_numbers_is_appended_as_text(engine: Engine, tmp_pa
     datasets.load_csv(engine, tmp_path / "more.csv", "table", append=True)
     datasets.append(engine, "table", [{"code": "", "a": 3}, {"code": "two\r\nlines", "a": 4}])
     assert [row["code"] for row in datasets.read(engine, "table").dicts()] == ["x1", "17", None, "two\nlines"]
+    for text in ("x" * 131_073, "\ud800"):
+        with pytest.raises(datasets.RowsError, match="is no text of at most 131,072 characters"):
+            datasets.append(engine, "table", [{"code": text, "a": 5}])
     with pytest.raises(datasets.RowsError, match="kept exactly"):
         datasets.append(engine, "table", [{"code": "x", "a": 2**53 + 1}])
 

@@ -15,17 +15,20 @@ import psutil
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, create_engine, select, text
 
 from labstack import registry
+from labstack.errors import LabError
 from labstack.store import audit, datasets, predictions
 from labstack.store.database import DatabaseError, Table, connect, migrate, reading, writing
 from labstack.store.predictions import Prediction
+from labstack.training import data
 from tests.conftest import IRIS_ROW, Lab, ask, free_port, run_api, wait_until
 from tests.integration.test_prediction_log import accounted, load, reachable
 from tests.store.test_predictions import *  # noqa: F403  # the same tests, with the engine of this module
 from tests.store.test_windows import *  # noqa: F403
 from tests.test_moves import *  # noqa: F403
+from tests.training.test_data import pipeline
 
 SERVERS = Path("/usr/lib/postgresql")  # where Debian puts them
 
@@ -116,6 +119,28 @@ def test_one_writes_at_a_time(engine: Engine) -> None:
     with writing(engine), pytest.raises(DatabaseError, match="lock timeout"), writing(impatient):
         pass
     impatient.dispose()
+
+
+def test_a_pipelines_query_reads_another_database_and_changes_nothing(server: str, engine: Engine) -> None:
+    there = f"{server}/postgres".replace("postgresql:", "postgresql+psycopg:")
+    select = "SELECT n AS x, CASE WHEN n % 3 = 0 THEN 'a' ELSE 'b' END AS y FROM generate_series(1, 60) n"
+    assert len(data.load(engine, pipeline(data={"sql": {"url": there, "query": select}})).target) == 60
+    for query in (
+        "CREATE TABLE sneaked (a int)",
+        f"{select}; COMMIT; CREATE TABLE sneaked (a int); SELECT 1",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE; COMMIT; CREATE TABLE sneaked (a int)",
+        "DO $$ BEGIN COMMIT; CREATE TABLE sneaked (a int); END $$",
+        "SELECT set_config('transaction_read_only', 'off', false) AS x, 1 AS y",
+    ):
+        with pytest.raises(LabError, match="An SQL query cannot be read: "):
+            data.load(engine, pipeline(data={"sql": {"url": there, "query": query}}))
+    source = create_engine(there)
+    with source.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM pg_tables WHERE tablename = 'sneaked'")).scalar() == 0
+    source.dispose()
+    own = engine.url.render_as_string(hide_password=False).replace("127.0.0.1", "localhost")
+    with pytest.raises(LabError, match=r"the lab's own database \(LAB_DATABASE_URL\)"):
+        data.load(engine, pipeline(data={"sql": {"url": own, "query": select}}))
 
 
 def test_roles_move_and_are_recorded(engine: Engine, lab: Lab, model: str) -> None:

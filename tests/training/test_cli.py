@@ -176,8 +176,8 @@ def test_status_and_versions_are_shown_to_people_and_scripts(lab: Lab) -> None:
 
 def test_datasets_go_in_and_out(lab: Lab, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/lab.db"
-    text = "# Two columns.\na,b\n1,x\n2.5,\n"
-    (tmp_path / "mine.csv").write_text(text)
+    text = "a,b\n1,x\n2.5,\n"
+    (tmp_path / "mine.csv").write_text(f"# Two columns.\n{text}")
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         return lab.run("data", *arguments, lab_database_url=database)

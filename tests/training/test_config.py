@@ -17,6 +17,8 @@ metric: accuracy
 """
 TREE = "sklearn.tree.DecisionTreeClassifier"
 
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
 
 def read(tmp_path: Path, text: str) -> config.Pipeline:
     path = tmp_path / "pipeline.yaml"
@@ -58,6 +60,9 @@ def with_more(more: str) -> tuple[str, str]:
     [
         ("model: mine", "model: ../mine", "model: "),
         ("task: classification", "task: guessing", "task: .*'classification' or 'regression'"),
+        ("target: species", "target: species, filter: x >", "data.filter: character 1, 'x >': invalid syntax"),
+        ("target: species", "target: species, filter: x", "data.filter: character 1, 'x': this is no condition"),
+        ("target: species", "target: species, filter: '@os.x == 0'", "data.filter: character 1, .*@ is not allowed"),
         ("target: species", "goal: species", "data.target: .*required.*data.goal: .*not permitted"),
         ("dataset: iris", "dataset: iris, csv: x.csv", "data: one of dataset, csv, parquet and sql"),
         ("dataset: iris, ", "", "data: one of dataset, csv, parquet and sql"),
@@ -93,6 +98,9 @@ def with_more(more: str) -> tuple[str, str]:
         ),
         (f"\n  - estimator: {TREE}", " []", "candidates: at least one is needed"),
         (TREE, "os.system", "import path in scikit-learn"),
+        (TREE, "sklearn.externals._arff.ArffDecoder", "import path in scikit-learn"),
+        (TREE, "sklearn.tests.test_base.MyEstimator", "import path in scikit-learn"),
+        (TREE, "sklearn.tree._classes.DecisionTreeClassifier", "import path in scikit-learn"),
         (TREE, "sklearn.tree.OakTree", "has no sklearn.tree.OakTree"),
         (TREE, "sklearn.linear_model.Ridge", "candidates.0.estimator: .* does not do classification"),
         (TREE, "sklearn.metrics.accuracy_score", "is no estimator"),
@@ -103,6 +111,8 @@ def with_more(more: str) -> tuple[str, str]:
         ("model: mine", "model: " + "[" * 3000, "not YAML"),
         (*with_candidate("search: {min_impurity_decrease: {low: 0, high: .inf}}"), "high: .*finite"),
         ("target: species", "target: species, features: [a, a]", "features: each is named once"),
+        ("model: mine", BOMB, r"is not YAML: it has more than 100,000 parts"),
+        ("model: mine", "model: &a [*a]", r"is not YAML: it has more than 100,000 parts"),
         (GOOD, "- a list", "dictionary"),
         (GOOD, "", "dictionary"),
     ],
@@ -131,6 +141,20 @@ def test_a_regression_has_neither_classes_nor_strata(tmp_path: Path) -> None:
 def test_an_unknown_pipeline_is_refused_with_the_names_of_those_there_are() -> None:
     with pytest.raises(PipelineError, match="there are: iris, student_exam"):
         config.read("irish")
+
+
+def test_parts_may_be_said_once_and_repeated(tmp_path: Path) -> None:
+    again = f"params: &same {{random_state: 0}}\n  - {{estimator: {TREE}, params: *same}}"
+    text = GOOD.replace(TREE, f"{TREE}\n    {again}")
+    assert read(tmp_path, text).candidates[1].params == {"random_state": 0}
+
+
+def test_a_file_too_large_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"pipeline\.yaml is no pipeline: it is larger than 1,048,576 bytes"):
+        read(tmp_path, GOOD + "#" * (1 << 20))
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    with pytest.raises(PipelineError, match="larger than 1,048,576 bytes"):
+        config.read(str(tmp_path / "endless.yaml"))
 
 
 def test_what_is_no_yaml_is_not_quoted(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """From rows, wherever they lie, to a table that can be learnt from, and what keeps rows from being one."""
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,86 @@ def test_rows_come_from_a_query(engine: Engine, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
+    "query",
+    [
+        "DELETE FROM t",
+        "DROP TABLE t",
+        "CREATE TABLE u (a)",
+        "INSERT INTO t (x) VALUES (1) RETURNING x",
+        "WITH s AS (SELECT 1) UPDATE t SET x = 0 RETURNING x",
+        "ATTACH '{folder}/other.db' AS other",
+        "VACUUM INTO '{folder}/copy.db'",
+        "PRAGMA journal_mode = OFF",
+        "SELECT load_extension('{folder}/t.so') AS x, 1 AS y",
+        "BEGIN IMMEDIATE",
+        "SELECT 1 AS x, 2 AS y; DROP TABLE t",
+    ],
+)
+def test_a_query_changes_nothing(engine: Engine, tmp_path: Path, query: str) -> None:
+    with sqlite3.connect(tmp_path / "t.db") as connection:
+        FRAME.astype({"whole": float, "colour": object}).to_sql("t", connection, index=False)
+    connection.close()
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.db")}
+    asked = {"sql": {"url": f"sqlite:///{tmp_path}/t.db", "query": query.format(folder=tmp_path)}}
+    with pytest.raises(LabError, match="An SQL query cannot be read: "):
+        data.load(engine, pipeline(data=asked))
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.db")} == before
+
+
+def test_a_query_reads_a_database_that_others_write(engine: Engine, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "t.db", isolation_level=None) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        FRAME.astype({"whole": float, "colour": object}).to_sql("t", connection, index=False)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM t")
+        asked = pipeline(data={"sql": {"url": f"sqlite:///{tmp_path}/t.db", "query": "SELECT * FROM t"}})
+        check(data.load(engine, asked))
+        connection.execute("ROLLBACK")
+    connection.close()
+    check(data.load(engine, asked))
+
+
+def test_a_missing_database_is_said_so_and_not_made(engine: Engine, tmp_path: Path) -> None:
+    for name in ("none.db", "."):
+        asked = {"sql": {"url": f"sqlite:///{tmp_path}/{name}", "query": "SELECT 1 AS x, 2 AS y"}}
+        with pytest.raises(LabError, match=r"data\.sql\.url: there is no file "):
+            data.load(engine, pipeline(data=asked))
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_the_labs_own_databases_are_no_source(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {
+        name: f"sqlite:///{tmp_path}/{name.lower()}.db" for name in ("MLFLOW_BACKEND_STORE_URI", "SEARCH_DATABASE_URL")
+    }
+    for name, url in own.items():
+        monkeypatch.setenv(name, url)
+        Path(url.removeprefix("sqlite:///")).touch()
+    (tmp_path / "link.db").symlink_to(str(engine.url.database))
+    os.link(str(engine.url.database), tmp_path / "hard.db")
+    urls = [*own.items(), ("LAB_DATABASE_URL", f"sqlite:///{engine.url.database}")]
+    urls += [("LAB_DATABASE_URL", f"sqlite:///{tmp_path}/{name}.db") for name in ("link", "hard", "sub/../hard")]
+    (tmp_path / "sub").mkdir()
+    monkeypatch.setenv("OWN", str(engine.url.database))
+    urls.append(("LAB_DATABASE_URL", "sqlite+pysqlite:///$OWN"))
+    for name, url in urls:
+        with pytest.raises(LabError, match=rf"the lab's own database \({name}\).*data\.dataset"):
+            data.load(engine, pipeline(data={"sql": {"url": url, "query": "SELECT 1 AS x, 2 AS y"}}))
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://a:hush@localhost/mlruns")
+    for url in ("postgresql+psycopg://b@127.0.0.1:5432/mlruns", "postgresql+psycopg:///mlruns?host=/run/postgresql"):
+        with pytest.raises(LabError, match=r"own database \(MLFLOW_BACKEND_STORE_URI\)") as raised:
+            data.load(engine, pipeline(data={"sql": {"url": url, "query": "SELECT 1 AS x, 2 AS y"}}))
+        assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_what_may_never_end_is_no_source(engine: Engine, tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(LabError, match=f"{path} is n"):
+            data.load(engine, pipeline(data={kind: str(path)}))
+
+
+@pytest.mark.parametrize(
     ("source", "fault"),
     [
         ({"parquet": "none.parquet"}, r"none\.parquet cannot be read"),
@@ -201,7 +282,8 @@ def test_rows_that_cannot_be_learnt_from_are_refused(
         ({"data": {"dataset": "gone"}}, "there are: table"),
         ({"data": {"dataset": "table", "features": ["z", "q"]}}, "data.features: .* no column 'q'; it has: x, z, y"),
         ({"data": {"dataset": "table", "drop": ["q"]}}, "data.drop: .* no column 'q'"),
-        ({"data": {"dataset": "table", "filter": "x >"}}, "data.filter: 'x >' cannot be asked"),
+        ({"data": {"dataset": "table", "filter": "q > 1"}}, "data.filter: character 1, 'q': there is no such column"),
+        ({"data": {"dataset": "table", "filter": "x == 'a'"}}, "data.filter: .*'x': this is a number and 'a' is text"),
         ({"data": {"dataset": "table", "filter": "x > 1e9"}}, "no rows to learn from"),
         ({"split": {"by": "time", "column": "when"}}, "split.column: .* no column 'when'"),
         ({"gates": {"slices": [{"column": "q", "limit": 1}]}}, "gates.slices: .* no column 'q'"),
@@ -290,7 +372,6 @@ def test_a_password_is_taken_from_the_environment_and_never_told(
     ("changes", "fault"),
     [
         ({"gates": {"slices": [{"column": "y", "limit": 1}]}}, "neither split the rows nor slice them"),
-        ({"data": {"dataset": "table", "filter": "x"}}, "'x' is no condition"),
         (
             {"gates": {"expectations": [{"raise": "x", "must": "not fall", "class": "B"}]}},
             "the target has no class 'B'; it has: a, b",

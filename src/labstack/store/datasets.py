@@ -31,6 +31,7 @@ CHUNK_ROWS = 65_536
 BATCH_ROWS = 512  # that are parsed at a time: more do not fit the processor's cache, and take twice as long
 EXACT = 2**53  # beyond, float64 does not hold every whole number
 NAMES = re.compile(r",\s*[-+]?0\d")  # a cell with a zero before it, as no number has
+TEXT = f"text of at most {csv.field_size_limit():,} characters"  # as a CSV file may hold it
 MAX_FAULTS = 100
 SMALL_ROWS = 512  # a chunk of fewer takes the next rows that are appended
 
@@ -228,12 +229,16 @@ def summary(engine: Engine, name: str) -> Summary:
 
 
 def csv_lines(engine: Engine, name: str) -> Iterator[str]:
-    """A dataset as the lines of a CSV file that `load_csv` reads, its description first. Raises UnknownDatasetError."""
+    """A dataset as the lines of a CSV file that `load_csv` and other programs read. Raises UnknownDatasetError.
+
+    The description is left out, as to others a line of it is the header; and so that no name is taken for one, a
+    header is quoted that begins with what has a meaning at the beginning of a file.
+    """
     known = summary(engine, name)
     parts = (read(engine, name, start, CHUNK_ROWS).cells for start in range(0, known.rows, CHUNK_ROWS))
+    names = [column.name for column in known.columns]
     return chain(
-        [f"# {known.description}\n"] if known.description else [],
-        _csv([[column.name for column in known.columns]]),
+        _csv([names], csv.QUOTE_ALL if names[0].startswith(("#", "\ufeff")) else csv.QUOTE_MINIMAL),
         chain.from_iterable(
             _csv(zip(*(map(_written, _values(cells)) for cells in part), strict=True)) for part in parts
         ),
@@ -241,14 +246,15 @@ def csv_lines(engine: Engine, name: str) -> Iterator[str]:
 
 
 class _Lines:
-    """A file that keeps the last line written to it."""
+    """A file that returns each line that is written to it."""
 
     def write(self, line: str) -> str:
-        return line
+        return line.removesuffix("\r\n") + "\n"
 
 
-def _csv(rows: Iterable[Iterable[object]]) -> Iterator[str]:
-    return map(csv.writer(_Lines(), lineterminator="\n").writerow, rows)
+def _csv(rows: Iterable[Iterable[object]], quoting: Literal[0, 1] = csv.QUOTE_MINIMAL) -> Iterator[str]:
+    # cells that hold a character of the line's end are quoted, of which a single \r is one to those who read
+    return map(csv.writer(_Lines(), lineterminator="\r\n", quoting=quoting).writerow, rows)
 
 
 def _written(cell: float | str | None) -> str:
@@ -357,7 +363,7 @@ def _faults(records: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> 
             if value is ...:
                 yield f"[{number}].{column.name}", "is not there; null stands for a missing value"
             elif value is not None and not _fits(value, column):
-                wanted = "finite number that is kept exactly" if column.type == "number" else "text"
+                wanted = "finite number that is kept exactly" if column.type == "number" else TEXT
                 yield f"[{number}].{column.name}", f"is no {wanted}"
         for name in record.keys() - names:
             yield f"[{number}].{name}", "is not a column of this dataset"
@@ -370,15 +376,26 @@ def _kept(value: Any) -> Any:
 
 def _fits(value: object, column: Column) -> bool:
     if column.type == "text":
-        return isinstance(value, str)
+        return isinstance(value, str) and len(value) <= csv.field_size_limit() and _is_whole(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) <= EXACT
     return isinstance(value, float) and math.isfinite(value)
 
 
+def _is_whole(text: str) -> bool:
+    """Whether all characters of a text can be written to a file, which half of one cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read_csv(path: Path, names: Set[str] = frozenset()) -> tuple[str, list[Rows]]:
     """The description and the typed rows of a CSV file, in chunks; columns of these names are of text."""
     text: set[int] = set()  # the places of columns that are known to hold text
+    if path.exists() and not path.is_file():
+        raise DatasetError(f"{path} is no file; of what is no regular one the end may never come.")
     try:
         while (found := _parse(path, text, names)) is None:
             pass  # what was taken for numbers in a first part of the file is text

@@ -329,7 +329,7 @@ def data_describe(lab: Lab, name: str, as_json: bool) -> None:
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file, instead of standard output.")
 @click.pass_obj
 def data_export(lab: Lab, name: str, output: Path | None) -> None:
-    """Write a dataset as CSV, as `data load` reads it."""
+    """Write a dataset as CSV, its header first, as `data load` and other programs read it; without its description."""
     with _told():
         lines = datasets.csv_lines(lab.engine, name)
         if output is None:

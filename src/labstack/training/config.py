@@ -12,8 +12,11 @@ from sklearn.base import BaseEstimator, is_classifier, is_regressor
 
 from labstack.errors import LabError
 from labstack.settings import ROOT
+from labstack.training import filters
 
 FOLDER = ROOT / "src" / "pipelines"
+MAX_BYTES = 1 << 20  # of a pipeline file
+MAX_PARTS = 100_000  # keys, values and lists of a file, those counted again that an alias repeats
 
 # the metrics of each task, and whether more is better
 METRICS = {
@@ -26,6 +29,7 @@ METRICS = {
     },
     "regression": {"rmse": False, "mae": False, "r2": True},
 }
+OF_SCIKIT_LEARN = re.compile(r"sklearn(\.(?!tests|externals|conftest)[a-z]\w*)+\.[A-Za-z]\w*", re.ASCII)  # in public
 SCALARS = {bool, int, float, str, type(None)}
 OF_PROBABILITIES = ("roc_auc", "log_loss")
 
@@ -36,6 +40,20 @@ class PipelineError(LabError):
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-3 is a number, which YAML 1.1 takes for text."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The file's parts, when they are not too many with those that an alias repeats."""
+        node = super().get_single_node()
+        open_, count = [node], 0
+        while open_:
+            part, count = open_.pop(), count + 1
+            if count > MAX_PARTS:
+                raise yaml.constructor.ConstructorError(None, None, f"it has more than {MAX_PARTS:,} parts")
+            if isinstance(part, yaml.MappingNode):
+                open_ += [node for pair in part.value for node in pair]
+            elif isinstance(part, yaml.SequenceNode):
+                open_ += part.value
+        return node
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -81,7 +99,14 @@ class Data(Part):
     target: str
     features: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
-    filter: str | None = Field(None, description="Which rows, as pandas' DataFrame.query understands it.")
+    filter: str | None = Field(None, description="Which rows: a condition, as labstack.training.filters reads it.")
+
+    @field_validator("filter")
+    @classmethod
+    def _is_allowed(cls, text: str | None) -> str | None:
+        if text is not None:
+            filters.parse(text)
+        return text
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
@@ -160,7 +185,7 @@ class Candidate(Part):
     @classmethod
     def _is_of_scikit_learn(cls, path: str) -> str:
         module, _, name = path.rpartition(".")
-        if module.partition(".")[0] != "sklearn":
+        if not OF_SCIKIT_LEARN.fullmatch(path):
             raise ValueError("an estimator is named by its import path in scikit-learn, such as sklearn.svm.SVC")
         try:
             found = getattr(importlib.import_module(module), name)
@@ -327,11 +352,15 @@ def read(name: str) -> Pipeline:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(
             f"There is no pipeline {name!r}; there are: {', '.join(names())}, or a file's path."
         ) from error
+    if len(content) > MAX_BYTES:
+        raise PipelineError(f"{path} is no pipeline: it is larger than {MAX_BYTES:,} bytes.")
     try:
         pipeline = Pipeline.model_validate(yaml.load(text, _Loader))  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:  # whose own text quotes the file, which may hold a password

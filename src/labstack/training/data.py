@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +22,14 @@ from sklearn.model_selection import (
     train_test_split,
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from labstack import settings
 from labstack.contract import LARGEST, Matrix
 from labstack.errors import LabError
 from labstack.store import datasets
+from labstack.training import filters
 from labstack.training.config import Data, Pipeline, Sql
 
 MAX_CATEGORIES = 1000
@@ -129,7 +134,7 @@ def _read(engine: Engine, pipeline: Pipeline) -> pd.DataFrame:
         names = [column.name for column in rows.columns]
         return pd.DataFrame(dict(zip(names, rows.cells, strict=True)), copy=False)
     try:
-        found = _query(source.sql) if source.sql else pd.read_parquet(str(source.parquet))
+        found = _query(engine, source.sql) if source.sql else _parquet(Path(str(source.parquet)))
     except DataError:
         raise
     except Exception as error:  # drivers and readers fail in many ways
@@ -142,21 +147,87 @@ def _read(engine: Engine, pipeline: Pipeline) -> pd.DataFrame:
     return pd.DataFrame({str(name): _typed(found[name]) for name in found})
 
 
-def _query(sql: Sql) -> pd.DataFrame:
+def _parquet(path: Path) -> pd.DataFrame:
+    """The rows of a file, or of a folder of files. Raises DataError where reading might never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is neither a file nor a folder.")
+    return pd.read_parquet(str(path))
+
+
+def _query(engine: Engine, sql: Sql) -> pd.DataFrame:
+    """The rows of a query that can change nothing. Raises DataError, also for a database of the lab itself."""
     try:
         given = make_url(sql.url)
         parts = ("username", "password", "host", "database")
         known = {part: os.path.expandvars(value) for part in parts if (value := getattr(given, part))}
-        engine = create_engine(given.set(**known))
+        url = given.set(**known)
+        _require_foreign(engine, url)
+        if url.get_backend_name() == "sqlite":
+            source = create_engine("sqlite://", creator=partial(_open_sqlite, url.database))
+        elif url.drivername == "postgresql+psycopg":  # prepared, what is sent is one statement and ends no transaction
+            source = create_engine(url, connect_args={"prepare_threshold": 0})
+        else:
+            source = create_engine(url)
     except ImportError as error:
         raise DataError(f"data.sql.url: the driver of this database is not installed: {error}") from error
     except (SQLAlchemyError, ValueError):  # whose text may hold a part of a password
         raise DataError("data.sql.url: this is no URL of a database, such as sqlite:///path/to/file.db") from None
+    if url.get_backend_name() == "postgresql":
+        source = source.execution_options(postgresql_readonly=True)
     try:
-        with engine.connect() as connection:
+        with source.connect() as connection:
+            if url.get_backend_name() == "sqlite":
+                cast(sqlite3.Connection, connection.connection.driver_connection).set_authorizer(_only_reading)
             return pd.read_sql_query(text(sql.query), connection)
     finally:
-        engine.dispose()
+        source.dispose()
+
+
+def _require_foreign(engine: Engine, url: URL) -> None:
+    """Raise DataError when a URL names one of the lab's own databases."""
+    lab = settings.load()
+    own = {
+        "LAB_DATABASE_URL": engine.url,
+        "MLFLOW_BACKEND_STORE_URI": make_url(lab.mlflow_backend_store_uri),
+        "SEARCH_DATABASE_URL": make_url(lab.search_database_url),
+    }
+    for name, other in own.items():
+        if _place(url) is not None and _place(url) == _place(other):
+            raise DataError(
+                f"data.sql.url: this is the lab's own database ({name}), whose tables are no rows to learn from; "
+                "name a dataset of the lab with data.dataset."
+            )
+
+
+def _place(url: URL) -> tuple[object, ...] | None:
+    """What two URLs of one database have in common; None for one in memory, or a file that is not there."""
+    if url.get_backend_name() != "sqlite":
+        host = url.host or url.query.get("host") or "localhost"
+        host = "localhost" if host in settings.LOOPBACK or str(host).startswith("/") else str(host).lower()
+        port = url.port or {"postgresql": 5432, "mysql": 3306}.get(url.get_backend_name())
+        return url.get_backend_name(), host, port, url.database or url.username
+    try:
+        found = os.stat(url.database or "")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _open_sqlite(database: str | None) -> sqlite3.Connection:
+    """A connection that reads an SQLite file, or an empty database in memory."""
+    if database in (None, "", ":memory:"):
+        return sqlite3.connect(":memory:")
+    path = Path(str(database)).absolute()
+    if not path.is_file():
+        raise DataError(f"data.sql.url: there is no file {path}.")
+    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+
+
+def _only_reading(action: int, _first: str | None, function: str | None, *_place: str | None) -> int:
+    """Whether SQLite may do what a query asks for: selecting, and nothing that writes or opens another file."""
+    reads = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
+    allowed = action in reads and (action != sqlite3.SQLITE_FUNCTION or function != "load_extension")
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
 def _typed(column: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -201,12 +272,9 @@ def _chosen(rows: pd.DataFrame, pipeline: Pipeline, remarks: list[str]) -> tuple
         raise DataError(f"The target {data.target!r} can neither split the rows nor slice them.")
     if data.filter is not None:
         try:
-            meant = rows.eval(data.filter)
-        except Exception as error:  # an expression may fail in any way
-            raise DataError(f"data.filter: {data.filter!r} cannot be asked of the rows: {error}") from error
-        if not (isinstance(meant, pd.Series) and meant.dtype == bool):
-            raise DataError(f"data.filter: {data.filter!r} is no condition, such as age >= 18.")
-        rows = rows[meant]
+            rows = rows[filters.parse(data.filter)(rows)]
+        except (filters.FilterError, TypeError) as error:  # moments with and without a time zone
+            raise DataError(f"data.filter: {error}") from error
     features = list(data.features or (str(name) for name in rows if name not in (data.target, pipeline.split.column)))
     features = [name for name in features if name not in data.drop]
     if not features:

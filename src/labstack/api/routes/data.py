@@ -28,7 +28,7 @@ def list_data() -> dict[str, Any]:
 def read_data(dataset: str) -> dict[str, Any] | Response:
     """A page of a dataset's rows, oldest first; or all of them, as CSV.
 
-    CSV comes with ?format=csv, and to whoever accepts text/csv alone.
+    CSV comes with ?format=csv, and to clients that accept text/csv alone; its first line is the header.
     """
     engine = service().engine
     if _wants_csv():
