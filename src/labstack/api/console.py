@@ -48,8 +48,8 @@ class Traffic(NamedTuple):
     live: dict[str, Any]
 
 
-def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
-    """What the template shows of a model."""
+def page(service: Service, model: str, no_moves: str) -> dict[str, Any]:
+    """What the template shows of a model; `no_moves` says why whoever looks is no operator, and is empty for one."""
     follower, settings = service.follower, service.settings
     lineup = follower.lineups.get(model)
     away = follower.following.registry_error  # not to be waited for, then
@@ -63,7 +63,8 @@ def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
         "status": status(service),
         "database_error": "",
         "now": datetime.now(UTC),
-        "is_operator": is_operator,
+        "is_operator": not no_moves,
+        "no_moves": no_moves,
         "needs_token": settings.api_admin_token is not None,
         "mlflow": without_credentials(settings.mlflow_public_url).rstrip("/"),
         "window_seconds": settings.drift_window_seconds,
