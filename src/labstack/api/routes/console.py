@@ -15,7 +15,7 @@ from labstack.api import console, moves, pages
 from labstack.api.moves import Move, Update
 from labstack.api.operators import refusal, require_signed_in, sign_in, sign_out
 from labstack.api.problems import Problem, faults_of
-from labstack.api.request import model_asked, service, whole_number
+from labstack.api.request import model_asked, number_asked, service, whole_number
 from labstack.errors import LabError
 from labstack.mlflow_rest import RegistryFailedError
 from labstack.store.database import DatabaseError
@@ -36,15 +36,19 @@ DONE = {
     "reload": "Every worker has followed the registry.",
 }
 
+NEWEST = 2**31  # which no version's number reaches
+
 blueprint = Blueprint("console", __name__)
 blueprint.after_request(pages.guard)
 
 
 @blueprint.get("/console")
 def show() -> str:
-    """The page of the default model, or of ?model=."""
+    """The page of the default model, or of ?model=; of its versions without a role those below ?versions_before=."""
     done = DONE.get(request.args.get("done", ""), "")
-    return _rendered("console.html", **console.page(service(), model_asked(), refusal()), done=done)
+    before = number_asked("versions_before", NEWEST, 1, NEWEST)
+    shown = console.page(service(), model_asked(), refusal(), before)
+    return _rendered("console.html", **shown, done=done, newest=before == NEWEST)
 
 
 @blueprint.get("/console/confirm")
