@@ -65,8 +65,8 @@ def health() -> dict[str, Any]:
 
 @blueprint.get("/ready")
 def ready() -> dict[str, Any]:
-    """200 when the default model can be served, else 503 with the reason."""
-    model = service().settings.default_model_name
+    """200 when the default model, or ?model=, can be served, else 404 or 503 with the reason."""
+    model = model_asked()
     return {"status": "ready", "model": model, "version": service().lineup(model).production.served.version}
 
 

@@ -48,7 +48,7 @@ function traffic(key) {
   const series = found.series.flatMap((one, place) => key === "traffic"
     ? [{ ...line(one.name, one.requests, paints[place], "solid"), customdata: one.shares, hovertemplate: "%{y:.3~g} (%{customdata})" }]
     : [line(`${one.name}, half`, one.p50, paints[place], "solid"), line(`${one.name}, 99%`, one.p99, paints[place], "dot")]);
-  return [series, layout({ showlegend: found.series.length > 1, legend: { orientation: "h", y: 1.15 }, xaxis: { type: "date", nticks: 5 } })];
+  return [series, layout({ showlegend: found.series.length > 1, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, xaxis: { type: "date", nticks: 5 } })];
 }
 
 function plot(element) {
