@@ -224,6 +224,7 @@ def _traffic_chart(answered: Answered, length: float, now: float) -> dict[str, A
         ]
         series.append(
             {
+                "role": role,
                 "name": f"{role} ({'version' if len(versions) == 1 else 'versions'} {', '.join(map(str, versions))})",
                 "requests": [counts.requests / long for counts, long in zip(by_period, lengths, strict=True)],
                 "shares": [", ".join(texts) for texts in shares],
