@@ -40,7 +40,7 @@ def ask(settings: Settings, model: str | None, shown_at: str | None = None) -> s
     while _get(f"{url}/ready")[0] == 503 and time.monotonic() < deadline:
         time.sleep(0.1)
     path = f"/models/{quote(model)}/predict" if model else "/predict"
-    status, answer = _get(f"{url}/model-info?model={quote(model or '')}")
+    status, answer = _get(f"{url}/model-info" + (f"?model={quote(model)}" if model else ""))
     if status == 200:
         body = json.dumps(answer["sample"]["input"])
         status, answer = _get(url + path, body)

@@ -91,7 +91,8 @@ class Settings(BaseSettings):
     api_threads: int = Field(4, ge=1, le=256, description="Threads of each worker.")
     api_admin_token: SecretStr | None = Field(
         None,
-        description="What operators send as X-Admin-Token; without one their endpoints are open, on loopback only.",
+        description="What operators send as X-Admin-Token; without one only calls from this machine itself are theirs, "
+        "and none where API_HOST is not loopback, as in containers.",
     )
     api_url: str = Field(
         default_factory=lambda data: f"http://{reached_at(data['api_bind'])}:{data['api_port']}",

@@ -3,14 +3,18 @@
 import json
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from labstack import registry
 from labstack.api.app import create_app
 from labstack.api.service import Service
-from labstack.api.serving.control import STARTING, WorkerState
-from tests.conftest import IRIS_ROW, Lab
+from labstack.api.serving.control import STARTING, Control, WorkerState
+from tests.conftest import IRIS_ROW, Lab, ask, run_api
 
 TOKEN = "ein langer, zufälliger Schlüssel"  # noqa: S105
 
@@ -46,12 +50,59 @@ def test_with_the_token_reload_answers(lab: Lab) -> None:
         ({"Host": "localhost:5002", "Origin": "http://evil.example"}, 403),
         ({"Host": "evil.example"}, 403),
         ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"X-Forwarded-For": "127.0.0.1"}, 403),
+        ({"X-Forwarded-For": ""}, 403),
+        ({"X-Real-IP": "127.0.0.1"}, 403),
+        ({"Forwarded": "for=127.0.0.1"}, 403),
+        ({"Via": "1.1 proxy"}, 403),
     ],
 )
 def test_without_a_token_only_this_machines_own_calls_are_answered(
     lab: Lab, headers: dict[str, str], status: int
 ) -> None:
     assert reload(lab, headers) == status
+
+
+@pytest.mark.parametrize(
+    ("peer", "status"),
+    [
+        ("127.0.0.1", 409),
+        ("127.8.8.8", 409),
+        ("::1", 409),
+        ("::ffff:127.0.0.1", 409),
+        ("172.17.0.1", 403),
+        ("::ffff:172.17.0.1", 403),
+        ("fe80::1%eth0", 403),
+        ("", 403),  # a unix socket's
+    ],
+)
+def test_without_a_token_the_peers_address_decides(lab: Lab, peer: str, status: int) -> None:
+    client = create_app(lab.settings()).test_client()
+    answer = client.post("/rollback", json={"model": "nobody"}, environ_base={"REMOTE_ADDR": peer})
+    assert answer.status_code == status
+
+
+@pytest.mark.parametrize("path", ["/rollback", "/accept-next-model", "/admin/reload", "/data", "/console/confirm"])
+def test_where_the_api_listens_on_all_addresses_operators_need_a_token(lab: Lab, path: str) -> None:
+    """As in a container, where every peer is another machine, or seems to be this one."""
+    client = create_app(lab.settings(api_host="0.0.0.0")).test_client()  # noqa: S104
+    answer = client.open(path, method="GET" if path in ("/data", "/console/confirm") else "POST")
+    assert answer.status_code == 403
+    assert "API_ADMIN_TOKEN" in answer.text
+    assert path == "/console/confirm" or json.loads(answer.data)["type"] == "urn:labstack:problem:operators-off"
+    page = client.get("/console").text
+    assert "endpoints are off" in page
+    assert "API_ADMIN_TOKEN" in page
+    assert "/console/confirm" not in page
+
+
+def test_no_header_says_where_a_request_comes_from(lab: Lab, tmp_path: Path) -> None:
+    """Of real gunicorn, whose peer is loopback here: a header takes what the address gives, and gives nothing."""
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri) as api:
+        for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"):
+            assert ask(f"{api.url}/data", headers={name: "203.0.113.7"}).status == 403
+        assert ask(f"{api.url}/data").status == 200
 
 
 @pytest.fixture
@@ -136,18 +187,56 @@ def test_the_worker_that_is_told_of_a_promotion_serves_it(lab: Lab, model: str) 
         service.stop()
 
 
-def test_wrong_tokens_from_one_address_are_limited(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_tokens_from_one_address_are_limited_and_right_ones_are_not(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.monotonic() + 1000
-    monkeypatch.setattr("labstack.api.operators.time.monotonic", lambda: now)
+    monkeypatch.setattr("labstack.api.serving.control.time.monotonic", lambda: now)
     client = create_app(lab.settings(api_admin_token="right")).test_client()  # noqa: S106
 
-    def status(token: str, address: str = "10.0.0.1") -> int:
+    def answered(token: str, address: str = "10.0.0.1") -> Any:
         headers = {"X-Admin-Token": token} if token else {}
-        return client.post("/reject-next-model", headers=headers, environ_base={"REMOTE_ADDR": address}).status_code
+        return client.post("/reject-next-model", headers=headers, environ_base={"REMOTE_ADDR": address})
+
+    def status(token: str, address: str = "10.0.0.1") -> int:
+        return int(answered(token, address).status_code)
 
     assert [status("") for _ in range(20)] == [403] * 20  # who sends none guesses nothing
     assert [status("wrong") for _ in range(10)] == [403] * 10
-    assert [status("wrong"), status("right")] == [429, 429]
-    assert status("wrong", "10.0.0.2") == 403
-    now += 61
+    now += 20
+    refused = answered("wrong")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "40")
     assert status("right") == 409
+    assert status("wrong", "10.0.0.2") == 403
+    now += 41
+    assert status("wrong") == 403
+    assert [status("wrong", f"2001:db8:0:1::{place}") for place in range(11)] == [403] * 10 + [429]
+    assert status("wrong", "2001:db8:0:2::1") == 403
+    assert [status("wrong", "::ffff:10.9.9.9") for _ in range(10)] + [status("wrong", "10.9.9.9")] == [403] * 10 + [429]
+
+
+def test_a_sign_in_is_limited_likewise(lab: Lab) -> None:
+    client = create_app(lab.settings(api_admin_token="right")).test_client()  # noqa: S106
+    answers = [client.post("/console/sign-in", data={"token": "wrong"}) for _ in range(11)]
+    assert [answer.status_code for answer in answers] == [403] * 10 + [429]
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 60
+    assert client.post("/console/sign-in", data={"token": "right"}).status_code == 303
+
+
+def test_wrong_tokens_from_many_addresses_take_bounded_room(tmp_path: Path) -> None:
+    control = Control(tmp_path / "control")
+    for number in range(20_000):
+        control.count_wrong_token(number.to_bytes(4, "big"), 60)
+    assert sum(path.stat().st_size for path in control.folder.iterdir()) < 100_000
+
+
+def test_workers_count_wrong_tokens_together_and_let_the_right_one_in(lab: Lab, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"api_workers": 3, "api_admin_token": "right", "mlflow_tracking_uri": lab.tracking_uri}
+    with run_api(tmp_path, **settings) as api, ThreadPoolExecutor(8) as attackers:
+        guesses = [
+            attackers.submit(ask, f"{api.url}/data", headers={"X-Admin-Token": "right" if right else f"wrong {number}"})
+            for number in range(120)
+            for right in ([False, True] if number % 20 == 19 else [False])
+        ]
+        statuses = Counter(guess.result().status for guess in guesses)
+    assert statuses == {403: 10, 429: 110, 200: 6}

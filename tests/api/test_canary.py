@@ -56,6 +56,12 @@ def test_a_canary_starts_is_accepted_and_rolled_back(client: FlaskClient, lab: L
     assert {move.actor for move in moves(lab.engine, model)[:-1]} == {"operator at 127.0.0.1"}
 
 
+@pytest.mark.parametrize("path", ["/update-model", "/accept-next-model", "/reject-next-model", "/rollback"])
+def test_a_model_without_a_name_is_not_the_default_one(client: FlaskClient, path: str) -> None:
+    answer = client.post(path, json={"model": "", "version": 2} if path == "/update-model" else {"model": ""})
+    assert (answer.status_code, answer.json["errors"][0]["field"]) == (422, "model")
+
+
 def test_a_canary_is_reweighted_and_rejected(client: FlaskClient, model: str) -> None:
     assert client.post("/update-model", json={"version": 2}).json["canary"]["weight"] == 0.1
     assert client.post("/update-model", json={"version": 2, "weight": 0.5}).json["canary"]["weight"] == 0.5

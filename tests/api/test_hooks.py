@@ -29,8 +29,11 @@ def client(lab: Lab) -> FlaskClient:
     return app.test_client()
 
 
-def deliver(client: FlaskClient, delivery: str = "one", *, age: float = 0, body: str = BODY, **headers: str) -> Any:
-    timestamp = str(int(time.time() - age))
+def deliver(
+    client: FlaskClient, delivery: str = "one", *, age: float = 0, at: str = "", body: str = BODY, **headers: str
+) -> Any:
+    """The answer to a delivery, of some age or of a moment in any form."""
+    timestamp = at or str(int(time.time() - age))
     signed = _generate_hmac_signature(SECRET, delivery, timestamp, BODY)
     sent = {"X-MLflow-Delivery-Id": delivery, "X-MLflow-Timestamp": timestamp, "X-MLflow-Signature": signed}
     return client.post("/hooks/mlflow", data=body, headers=sent | headers, content_type="application/json")
@@ -65,6 +68,19 @@ def test_what_is_not_signed_or_not_fresh_is_refused(
     answer = deliver(client, **changes)
     assert (answer.status_code, json.loads(answer.data)["type"]) == (403, f"urn:labstack:problem:{kind}")
     assert control.desired() == 0
+
+
+@pytest.mark.parametrize(
+    "at", [pytest.param("9" * 5000, id="long"), "²", "-1", "1e9", "1.5", "nan", " ", "0x10", "1_000"]
+)
+def test_a_timestamp_that_is_no_moment_is_refused(client: FlaskClient, control: Control, at: str) -> None:
+    timestamp = at.encode().decode("latin-1")  # as WSGI hands headers over
+    assert deliver(client, at=timestamp).status_code == 403
+    assert control.desired() == 0
+
+
+def test_a_long_name_of_a_delivery_is_a_name(client: FlaskClient, control: Control) -> None:
+    assert [deliver(client, "x" * 8000).status_code for _ in range(2)] == [202, 200]
 
 
 def test_without_a_secret_the_hook_is_off(lab: Lab) -> None:

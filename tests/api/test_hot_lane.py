@@ -50,6 +50,11 @@ def test_an_ordinary_prediction_never_meets_flask(flask_unused: Flask, path: str
     assert answer.headers["X-Request-Id"] == answer.json["request_id"]
 
 
+@pytest.mark.parametrize("path", ["/predict?model=student_exam", "/models/iris/predict?version=2", "/predict?"])
+def test_both_read_the_query(app: Flask, path: str) -> None:
+    assert assert_alike(app, path, json=IRIS_ROW).status_code == (200 if path.endswith("?") else 422)
+
+
 @pytest.mark.parametrize("path", ["/predict", "/models/iris/predict", "/models/student_exam/predict"])
 @pytest.mark.parametrize(
     "body",

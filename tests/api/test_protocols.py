@@ -15,7 +15,7 @@ from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from tritonclient.utils import InferenceServerException
 
 import labstack
-from labstack import registry
+from labstack import example, registry
 from labstack.registry import Rollout
 from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api
 
@@ -23,6 +23,7 @@ FRAME = pd.DataFrame([IRIS_ROW, {"sepal_length": 7.4, "sepal_width": 2.8, "petal
 CLASSES = ["setosa", "virginica"]
 ROWS = FRAME.to_numpy().tolist()
 NAMES = list(IRIS_ROW)
+AS_CSV = {"Content-Type": "text/csv"}
 MATRIX = {"inputs": [{"name": "m", "shape": [1, 4], "datatype": "FP64", "data": [1, 2, 3, 4]}]}
 
 
@@ -126,6 +127,61 @@ def test_a_table_that_is_none_is_refused(api: Process, body: Any, field: str) ->
 def test_csv_that_is_no_table_is_refused(api: Process, body: bytes, status: int, said: str) -> None:
     answer = ask(f"{api.url}/invocations", body, headers={"Content-Type": "text/csv"})
     assert (answer.status, said in answer.text) == (status, True), answer.text
+
+
+STUDENT = {"hours_studied": 2, "sleep_hours": 7, "attendance_percent": 60, "previous_scores": 50}
+
+
+def test_the_model_of_a_query_is_the_one_that_answers(api: Process) -> None:
+    answer = ask(f"{api.url}/invocations?model=student_exam", {"instances": [STUDENT]})
+    assert (answer.status, answer.json["model"]["name"]) == (200, "student_exam"), answer.text
+    head, values = ",".join(STUDENT), ",".join(map(str, STUDENT.values()))
+    answer = ask(f"{api.url}/invocations?model=student_exam", f"{head}\n{values}\n".encode(), headers=AS_CSV)
+    assert answer.json["model"]["name"] == "student_exam"
+    assert ask(f"{api.url}/invocations?model=student_exam", {"instances": [IRIS_ROW]}).status == 422
+    assert ask(f"{api.url}/invocations?model=nobody", {"instances": ROWS}).status == 404
+    for path in ("ping", "ready"):
+        assert ask(f"{api.url}/{path}?model=student_exam").status == 200
+        assert ask(f"{api.url}/{path}?model=nobody").status == 404
+    assert ask(f"{api.url}/ready?model=student_exam").json["model"] == "student_exam"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/predict?model=student_exam", IRIS_ROW, "/models/student_exam/predict"),
+        ("/predict?model=iris", IRIS_ROW, "/models/iris/predict"),
+        ("/predict?version=1", IRIS_ROW, "takes no query parameter 'version'"),
+        ("/models/iris/predict?model=student_exam", IRIS_ROW, "takes no query parameter 'model'"),
+        ("/v2/models/iris/infer?version=2", MATRIX, "takes no query parameter 'version'"),
+        ("/v2/health/ready?model=nobody", None, "takes no query parameter 'model'"),
+        ("/invocations?model=iris&model=student_exam", {"instances": ROWS}, "model is given 2 times"),
+        ("/invocations?model=", {"instances": ROWS}, "model is empty"),
+        ("/invocations?modle=iris", {"instances": ROWS}, "takes no query parameter 'modle'; it takes model"),
+        ("/rollback?model=student_exam", {}, "takes no query parameter 'model'"),
+        ("/feedback?model=iris", {"request_id": "x", "outcome": "y"}, "takes no query parameter 'model'"),
+        ("/drift?model=", None, "model is empty"),
+        ("/audit?limit=1&limit=2", None, "limit is given 2 times"),
+        ("/health?model=iris", None, "takes no query parameter 'model'"),
+    ],
+)
+def test_no_parameter_of_a_query_is_ignored(api: Process, path: str, body: Any, said: str) -> None:
+    answer = ask(api.url + path, body)
+    assert (answer.status, answer.json.get("type")) == (422, "urn:labstack:problem:query"), answer.text
+    assert said in answer.json["detail"]
+
+
+@pytest.mark.parametrize("version", [pytest.param("9" * 5000, id="long"), "-1", "1.0"])
+def test_a_version_that_is_no_number_is_not_found(app: Any, version: str) -> None:
+    assert app.test_client().get(f"/v2/models/iris/versions/{version}").status_code == 404
+
+
+@pytest.mark.parametrize("model", [None, "student_exam"])
+def test_the_example_asks_the_model_that_it_is_given(api: Process, lab: Lab, model: str | None) -> None:
+    settings = lab.settings(api_port=int(api.url.rpartition(":")[2]))
+    line, answer = example.ask(settings, model).splitlines()
+    assert line.startswith(f"curl {api.url}{f'/models/{model}' if model else ''}/predict ")
+    assert json.loads(answer)["model"]["name"] == (model or "iris")
 
 
 def test_triton_finds_the_server_and_its_models(client: triton.InferenceServerClient) -> None:

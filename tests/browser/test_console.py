@@ -56,7 +56,11 @@ def predict(lab: Lab, api: Process, number: int, **shifts: float) -> list[str]:
         for name in row:
             row[name] = round(float(str(row[name])) + rng.gauss(0, 0.02) + shifts.get(name, 0), 3)
         ids.append(ask(f"{api.url}/predict", row).json["request_id"])
-    wait_until(lambda: ask(f"{api.url}/drift").json["versions"][0]["rows"] >= number, 10, "all is counted")
+
+    def counted() -> int:
+        return sum(version["rows"] for version in ask(f"{api.url}/drift").json["versions"])
+
+    wait_until(lambda: counted() >= number, 10, "all is counted")
     return ids
 
 
@@ -103,7 +107,9 @@ def test_a_form_of_the_contract_predicts_and_says_what_is_wrong(browser: Browser
 def test_operators_start_step_and_end_a_canary(browser: Browser, lab: Lab, api: Process, followed: str) -> None:
     as_it_was(lab, api, followed)
     browser.open(f"{api.url}/console")
-    browser.click("Try as canary")
+    link = browser.find("a[href*='move=canary'][href$='version=3']")
+    assert link.text.startswith("Try as canary")
+    browser.open(str(link.get_attribute("href")))
     assert "becomes the canary beside production, version 2" in browser.text
     browser.require_sound("confirm")
     browser.type("#weight", "40")
@@ -154,6 +160,41 @@ def test_operators_accept_a_canary_roll_back_and_reload(
     browser.click("Reload")
     browser.wait_for("Every worker has followed the registry.")
     assert browser.errors() == []
+
+
+def test_after_a_promotion_each_role_keeps_its_requests(
+    browser: Browser, lab: Lab, followed: str, tmp_path: Path
+) -> None:
+    model = f"{followed}_many"
+    lab.client.create_registered_model(model)
+    for number in [*(1, 2, 3) * 5]:
+        original = lab.client.get_model_version(followed, str(number))
+        lab.client.create_model_version(model, str(original.source), original.run_id, await_creation_for=0)
+    registry.promote(lab.registry, lab.engine, model, 1, reason="the first")
+    with api_of(lab, tmp_path, model, lab_database_url=lab.database_url) as api:
+        predict(lab, api, 150)
+        registry.start_canary(lab.registry, lab.engine, model, 2, Rollout(1, "split"), reason="try")
+        ask(f"{api.url}/admin/reload", b"", "POST")
+        predict(lab, api, 60, petal_length=0.3)
+        registry.accept_canary(lab.registry, lab.engine, model, 2, reason="it is better")
+        ask(f"{api.url}/admin/reload", b"", "POST")
+        predict(lab, api, 120)
+        browser.open(f"{api.url}/console")
+        browser.wait_for("270 requests to production")
+        browser.wait_for("150 by version 1, 120 by version 2")
+        browser.wait_for("Of the 180 rows that version 2 predicted")
+        wait_until(lambda: len(browser.all("[data-chart] svg.main-svg")) >= 7, 20, "the charts are drawn")
+        browser.require_sound("promoted")
+        browser.click("Older versions")
+        browser.wait_for("Newest versions")
+        browser.require_sound("older-versions")
+
+
+def test_where_operators_are_off_the_page_says_why(browser: Browser, lab: Lab, followed: str, tmp_path: Path) -> None:
+    with api_of(lab, tmp_path, followed, api_host="0.0.0.0") as api:  # noqa: S104
+        browser.open(f"{api.url}/console")
+        browser.wait_for("endpoints are off: the API listens on 0.0.0.0, and API_ADMIN_TOKEN is not set")
+        browser.require_sound("operators-off")
 
 
 def test_what_was_confirmed_is_not_done_when_roles_moved_meanwhile(

@@ -69,6 +69,7 @@ def test_a_run_holds_parameters_metrics_plots_and_a_card(lab: Lab) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["estimator"] == "sklearn.linear_model.LogisticRegression"
     assert run.data.params["params.max_iter"] == "1000"
+    assert run.data.params["metric"] == "accuracy"
     measured = run.data.metrics
     assert {"accuracy", "f1_macro", "log_loss", "roc_auc", "onnx_parity"} <= measured.keys()
     assert 0.8 < measured["accuracy_low"] <= measured["accuracy"] <= measured["accuracy_high"]

@@ -9,7 +9,7 @@ import orjson
 from flask import Flask
 from flask.json.provider import JSONProvider
 
-from labstack.api import problems, request
+from labstack.api import problems, queries, request
 from labstack.api.hot_lane import HotLane
 from labstack.api.recorder import Recorder
 from labstack.api.routes import admin, assets, console, data, docs, hooks, info, invocations, monitoring, predict, v2
@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> Flask:
     service = Service(settings, control, client, Follower(settings, control, client), Recorder(settings))
     app.extensions["labstack"] = service
     request.register(app)
+    app.before_request(queries.require_known)
     problems.register(app)
     for module in (info, predict, invocations, v2, data, admin, monitoring, hooks, docs, console, assets):
         app.register_blueprint(module.blueprint)

@@ -4,7 +4,9 @@ A part that cannot be had, as our database or the registry is away, is replaced 
 """
 
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -13,7 +15,6 @@ from labstack import registry
 from labstack.api import health, monitor
 from labstack.api.monitor import Drifted
 from labstack.api.service import Service
-from labstack.api.serving.lineup import Lineup, Role
 from labstack.api.windows import PERIODS
 from labstack.errors import LabError
 from labstack.monitoring import drift
@@ -22,15 +23,17 @@ from labstack.monitoring.drift import VERDICTS
 from labstack.settings import without_credentials
 from labstack.store import audit, predictions
 from labstack.store.predictions import Prediction
-from labstack.store.windows import Window
 
 RECENT = 15
 ENTRIES = 15
 VERSIONS = 10
+METRICS = 4
 CHARTS = 200
+NO_METRIC = re.compile("_low$|_high$|^cv_|^onnx_parity$")  # what runs say of a metric's interval, and of the search
 GATES_TAG = "labstack.gates"
 
 T = TypeVar("T")
+Answered = dict[tuple[str, int], list[Counts]]  # by role and version, period by period
 
 
 class Part(NamedTuple):
@@ -41,20 +44,25 @@ class Part(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What one version did in its role in the window."""
+    """What a role answered in the window: one version in it, and how its outcomes were; or all together, as None."""
 
-    role: Role
+    role: str
+    version: int | None
     counts: Counts
     live: dict[str, Any]
 
 
-def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
-    """What the template shows of a model."""
+def page(service: Service, model: str, no_moves: str, versions_before: int) -> dict[str, Any]:
+    """What the template shows of a model.
+
+    `no_moves` says why whoever looks is no operator, and is empty for one. Versions without a role are those below
+    `versions_before`.
+    """
     follower, settings = service.follower, service.settings
     lineup = follower.lineups.get(model)
     away = follower.following.registry_error  # not to be waited for, then
-    registered = Part(error=away) if away else _part(lambda: _versions(service, model))
-    roles, versions = registered.value or (registry.Roles(), [])
+    registered = Part(error=away) if away else _part(lambda: _versions(service, model, versions_before))
+    roles, versions, older = registered.value or (registry.Roles(), [], None)
     shown: dict[str, Any] = {
         "model": model,
         "models": sorted(set(follower.lineups) | follower.following.without_production | {model}),
@@ -63,7 +71,8 @@ def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
         "faults": health.faults(service),
         "database_error": "",
         "now": datetime.now(UTC),
-        "is_operator": is_operator,
+        "is_operator": not no_moves,
+        "no_moves": no_moves,
         "needs_token": settings.api_admin_token is not None,
         "mlflow": without_credentials(settings.mlflow_public_url).rstrip("/"),
         "window_seconds": settings.drift_window_seconds,
@@ -73,17 +82,19 @@ def page(service: Service, model: str, is_operator: bool) -> dict[str, Any]:
         "refusal": "" if lineup else service.refusal(model).detail,
         "audit": _part(lambda: audit.history(service.engine, model, limit=ENTRIES)),
         "versions": Part(versions, registered.error),
+        "metrics": _columns(versions),
+        "older": older,
         "previous": Part(roles.previous, registered.error),
     }
     if lineup is not None:
         found = _part(lambda: monitor.recent(service.engine, settings, model))
         drifted = Part(monitor.drifts(settings, lineup, found.value)) if not found.error else found
+        now = time.time()
+        answered = {} if found.error else monitor.answered(settings, lineup, found.value, now)
         shown |= {
             "canary": _part(lambda: monitor.step(service.engine, settings, lineup)),
-            "traffic": drifted if drifted.error else _part(lambda: _traffic(service, drifted.value)),
-            "traffic_chart": None
-            if found.error
-            else _traffic_chart(lineup, found.value, settings.drift_window_seconds),
+            "traffic": found if found.error else _part(lambda: _traffic(service, model, answered)),
+            "traffic_chart": answered and _traffic_chart(answered, monitor.period_seconds(settings), now),
             "drift": drifted,
             "drift_verdict": "" if drifted.error else drifted.value[0].verdict,
             "drift_charts": [] if drifted.error else _drift_charts(drifted.value[0]),
@@ -122,35 +133,59 @@ def _part(gather: Callable[[], Any]) -> Part:
         return Part(error=str(error))
 
 
-def _traffic(service: Service, found: Sequence[Drifted]) -> list[Traffic]:
-    return [
-        Traffic(
-            one.role,
-            one.counts,
-            predictions.live(service.engine, one.role.served.model, one.role.served.version).summary,
-        )
-        for one in found
-    ]
+def _traffic(service: Service, model: str, answered: Answered) -> list[Traffic]:
+    """Each role's sum, where several versions held it, and each version's share. Raises DatabaseError."""
+    live = {version: predictions.live(service.engine, model, version).summary for version in {of for _, of in answered}}
+    rows = []
+    for role, versions in _by_role(answered).items():
+        sums = {version: monitor.total(periods) for version, periods in versions.items()}
+        if len(sums) > 1:
+            rows.append(Traffic(role, None, monitor.total(sums.values()), {}))
+        rows += [Traffic(role, version, counts, live[version]) for version, counts in sums.items()]
+    return rows
 
 
-def _versions(service: Service, model: str) -> tuple[registry.Roles, list[dict[str, Any]]]:
-    """The roles, and the newest versions with theirs, their gates and runs."""
+def _by_role(answered: Answered) -> dict[str, dict[int, list[Counts]]]:
+    found: dict[str, dict[int, list[Counts]]] = {}
+    for (role, version), periods in answered.items():
+        found.setdefault(role, {})[version] = periods
+    return found
+
+
+def _versions(service: Service, model: str, before: int) -> tuple[registry.Roles, list[dict[str, Any]], int | None]:
+    """The roles; the versions that have one, then the newest others before a number; and where older ones begin.
+
+    Of each its roles, gates and run; the registry is asked for the runs of these versions alone.
+    """
     roles = registry.roles(service.client, model)
+    held = {number: name for name in reversed(registry.ROLES) if (number := getattr(roles, name))}
+    every = service.client.versions(model)
+    first = sorted((one for one in every if one.number in held), key=lambda one: registry.ROLES.index(held[one.number]))
+    others = [one for one in every if one.number not in held and one.number < before]
     shown = []
-    for version in service.client.versions(model)[:VERSIONS]:
+    for version in [*first, *others[:VERSIONS]]:
         run = service.client.run_of(version)
+        judged_by = run.params.get("metric")  # which other trainings may mean otherwise
         shown.append(
             {
                 "number": version.number,
-                "role": next((name for name in registry.ROLES if getattr(roles, name) == version.number), ""),
+                "roles": [name for name in registry.ROLES if getattr(roles, name) == version.number],
                 "gates": version.tags.get(GATES_TAG, ""),
                 "created": version.created,
                 "run_id": version.run_id,
                 "experiment": run.experiment,
-                "metrics": {n: value for n, value in run.metrics.items() if not n.endswith(("_low", "_high"))},
+                "judged_by": judged_by if judged_by in run.metrics else None,
+                "metrics": {name: value for name, value in run.metrics.items() if not NO_METRIC.search(name)},
             }
         )
-    return roles, shown
+    return roles, shown, others[VERSIONS - 1].number if len(others) > VERSIONS else None
+
+
+def _columns(versions: Sequence[dict[str, Any]]) -> list[str]:
+    """The metrics that a table of versions shows: those that some were judged by, then those that most have."""
+    judged = [one["judged_by"] for one in versions if one["judged_by"]]
+    common = Counter(sorted(name for one in versions for name in one["metrics"]))
+    return list(dict.fromkeys([*judged, *(name for name, _ in common.most_common())]))[:METRICS]
 
 
 def _row(one: Prediction) -> dict[str, Any]:
@@ -167,23 +202,24 @@ def _row(one: Prediction) -> dict[str, Any]:
     }
 
 
-def _traffic_chart(lineup: Lineup, found: Sequence[Window], seconds: float) -> dict[str, Any]:
-    """Requests and latency by period, of each version in a role."""
-    length = seconds / PERIODS
-    last = time.time() // length * length
+def _traffic_chart(answered: Answered, length: float, now: float) -> dict[str, Any]:
+    """Requests and latency by period, of each role, and how the requests are shared by the versions that held it."""
+    last = now // length * length
     starts = [last - length * back for back in reversed(range(PERIODS))]
-    lengths = [length] * (PERIODS - 1) + [max(time.time() - last, 1.0)]  # the last one lasts
+    lengths = [length] * (PERIODS - 1) + [max(now - last, 1.0)]  # the last one lasts
     series = []
-    for role in lineup.roles:
-        served = role.served
-        by_period = [
-            monitor.added(served, (w for w in found if w.version == served.version and abs(w.started - start) < 0.01))
-            for start in starts
+    for role, versions in _by_role(answered).items():
+        by_period = [monitor.total(held) for held in zip(*versions.values(), strict=True)]
+        shares = [
+            [f"version {version}: {periods[place].requests:,}" for version, periods in versions.items()]
+            for place in range(PERIODS)
         ]
         series.append(
             {
-                "name": f"{role.name} (version {served.version})",
+                "role": role,
+                "name": f"{role} ({'version' if len(versions) == 1 else 'versions'} {', '.join(map(str, versions))})",
                 "requests": [counts.requests / long for counts, long in zip(by_period, lengths, strict=True)],
+                "shares": [", ".join(texts) for texts in shares],
                 "p50": [_milliseconds(counts, 0.5) for counts in by_period],
                 "p99": [_milliseconds(counts, 0.99) for counts in by_period],
             }

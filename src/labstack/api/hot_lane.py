@@ -54,6 +54,7 @@ class HotLane:
             length = environ.get("CONTENT_LENGTH", "")
             if (
                 lineup is not None
+                and not environ.get("QUERY_STRING")
                 and length.isdecimal()
                 and int(length) <= self._limit
                 and "HTTP_CONTENT_ENCODING" not in environ

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from labstack.api.serving.lineup import Lineup, Role, Served
 from labstack.api.windows import PERIODS
 from labstack.monitoring import canary, drift
 from labstack.monitoring.counts import Counts
-from labstack.registry import Rollout
+from labstack.registry import ROLES, Rollout
 from labstack.settings import Settings
 from labstack.store import predictions, windows
 from labstack.store.database import DatabaseError
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 
 class Drifted(NamedTuple):
-    """How far a version in its role is from its training, by what it saw and said in the window."""
+    """How far a version is from its training, by what it saw and said in the window: in this role and in others."""
 
     role: Role
     counts: Counts
@@ -73,8 +73,34 @@ def recent(engine: Engine, settings: Settings, model: str) -> list[Window]:
     return windows.since(engine, model, time.time() - settings.drift_window_seconds)
 
 
+def answered(
+    settings: Settings, lineup: Lineup, found: Iterable[Window], now: float
+) -> dict[tuple[str, int], list[Counts]]:
+    """What each role answered in each period of the drift window, by the version that held it then, role by role.
+
+    Versions that hold a role now are there in any case. The last period is the one that lasts.
+    """
+    nothing = lineup.production.served.layout.empty().without_columns()
+    length = period_seconds(settings)
+    periods = {(role.name, role.served.version): [nothing] * PERIODS for role in lineup.roles}
+    for window in found:
+        of = periods.setdefault((window.role, window.version), [nothing] * PERIODS)
+        place = max(PERIODS - 1 - int(now // length - round(window.started / length)), 0)
+        of[place] = total([of[place], Counts.loads(window.counts).without_columns()])
+    return {key: periods[key] for key in sorted(periods, key=lambda key: (ROLES.index(key[0]), key[1]))}
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """The sum of some counts, of which there must be one at least."""
+    first, *others = counts
+    found = replace(first)
+    for one in others:
+        found.add(one)
+    return found
+
+
 def drifts(settings: Settings, lineup: Lineup, found: Sequence[Window]) -> list[Drifted]:
-    """The drift of each version of a lineup, by the windows that were found."""
+    """The drift of each version of a lineup, by the windows that were found, whatever role it had in them."""
     limits = thresholds(settings)
     drifted = []
     for role in lineup.roles:

@@ -29,7 +29,7 @@ class Move(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str | None = None
+    model: str | None = Field(None, min_length=1)
     reason: str | None = Field(None, max_length=500)
 
     @property

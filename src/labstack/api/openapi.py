@@ -1,7 +1,6 @@
 """The API as it is served right now, as an OpenAPI document: every endpoint, and the live models' own fields."""
 
 import re
-from typing import Any
 from urllib.parse import quote
 
 from flask import Flask
@@ -10,15 +9,12 @@ from pydantic.json_schema import models_json_schema
 
 import labstack
 from labstack.api.moves import Move, Update
-from labstack.api.routes.data import MAX_OFFSET, MAX_PAGE, PAGE_ROWS
-from labstack.api.routes.monitoring import MAX_ENTRIES, MAX_ID, PAGE_ENTRIES, Feedback
+from labstack.api.queries import PAGES, QUERIES, Schema
+from labstack.api.routes.monitoring import Feedback
 from labstack.api.serving.lineup import Lineup
 from labstack.api.tensors import InferRequest
 from labstack.contract import LARGEST, Contract, Feature
 
-Schema = dict[str, Any]
-
-PAGES = ("console.", "assets.")  # which are for browsers
 JSON, PROBLEM, TEXT = "application/json", "application/problem+json", "text/plain"
 NUMBER: Schema = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
 OBJECT: Schema = {"type": "object"}
@@ -28,12 +24,12 @@ ERRORS = {
     "predict": (400, 404, 413, 415, 422, 500, 503),
     "operators": (400, 403, 404, 409, 413, 415, 422, 429, 503),
     "model": (404, 503),
-    "ready": (503,),
+    "ready": (404, 503),
     "hook": (202, 403, 404),
     "data": (400, 403, 404, 413, 415, 422, 429, 503),
     "feedback": (400, 404, 409, 413, 415, 422, 503),
     "drift": (404, 503),
-    "audit": (422, 503),
+    "audit": (503,),
     "info": (),
 }
 KINDS = {
@@ -64,20 +60,6 @@ BODIES: dict[str, type[BaseModel]] = {
     "feedback": Feedback,
 }
 ROWS: Schema = {"anyOf": [OBJECT, {"type": "array", "items": OBJECT, "minItems": 1}], "description": "Rows, whole."}
-MODEL: dict[str, Schema] = {"model": {"type": "string"}}
-QUERIES: dict[str, dict[str, Schema]] = {
-    **dict.fromkeys(("model_info", "canary_status", "drift"), MODEL),
-    "read_data": {
-        "offset": {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
-        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": PAGE_ROWS},
-        "format": {"enum": ["json", "csv"]},
-    },
-    "entries": MODEL
-    | {
-        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_ENTRIES, "default": PAGE_ENTRIES},
-        "before": {"type": "integer", "minimum": 1, "maximum": MAX_ID},
-    },
-}
 TEXTS = {"prometheus": TEXT, "ping": TEXT, "version": TEXT, "docs": "text/html"}
 
 
@@ -193,7 +175,7 @@ def _contents(name: str, key: str | None) -> Schema:
     answers = {"200": {"description": "Success.", "content": content}}
     if name == "infer":
         answers["200"]["content"] = content | {"application/octet-stream": {}}
-    for status in (*ERRORS[KINDS.get(name, "info")], 405):
+    for status in sorted({*ERRORS[KINDS.get(name, "info")], 405, 422}):
         answers[str(status)] = {"description": "See detail.", "content": _problem(status)}
     return found | {"responses": answers}
 

@@ -1,10 +1,13 @@
-"""Who may move roles and touch data: whoever sends the operators' token or, without one, this machine's own calls."""
+"""Who may move roles and touch data: callers that send the operators' token or, without one, this machine's own."""
 
 import hashlib
 import hmac
+import ipaddress
+import math
 import time
 from urllib.parse import urlsplit
 
+import structlog
 from flask import request
 from pydantic import SecretStr
 from werkzeug.wrappers import Response
@@ -13,58 +16,47 @@ from labstack.api.problems import Problem
 from labstack.api.request import service
 from labstack.settings import LOOPBACK
 
-WRONG_TOKENS = 10  # from one address, that each worker hears within the time, before it hears no more from there
+WRONG_TOKENS = 10  # from one network, that all workers together answer with 403 in a period, and the others with 429
 WRONG_TOKENS_SECONDS = 60.0
+FORWARDED = ("Forwarded", "Via", "X-Forwarded-For", "X-Real-IP")  # what proxies add; the peer is not the caller then
 COOKIE = "labstack_operator"
 SIGNED_IN_SECONDS = 8 * 3600
 
-
-class WrongTokens:
-    """How many wrong tokens came from each address lately: each worker's own count, bounded in size."""
-
-    def __init__(self) -> None:
-        self._since = 0.0
-        self._heard: dict[str, int] = {}
-
-    def count(self, address: str, wrong: int = 0) -> int:
-        """The wrong tokens from an address in this minute, with these."""
-        now = time.monotonic()
-        if now - self._since > WRONG_TOKENS_SECONDS or len(self._heard) > 10_000:
-            self._since, self._heard = now, {}
-        self._heard[address] = self._heard.get(address, 0) + wrong
-        return self._heard[address]
-
-
-wrong_tokens = WrongTokens()
+log = structlog.get_logger(__name__)
 
 
 def require_operator() -> None:
-    """Before a request that only operators may send. Raises Problem for whoever is none."""
+    """Before a request that only operators may send. Raises Problem, 403 or 429, for all others."""
     token = service().settings.api_admin_token
     if token is None:
+        _require_this_machine()
         _require_own_page()
         return
     sent = request.headers.get("X-Admin-Token", "").encode("latin-1")  # as WSGI hands headers over
-    if not _is_right(sent, token):
-        raise Problem(
-            403, "not-an-operator", "Send the operators' token as X-Admin-Token; it is API_ADMIN_TOKEN in .env."
-        )
+    _require_right(sent, token, "Send the operators' token as X-Admin-Token; it is API_ADMIN_TOKEN in .env.")
 
 
 def is_signed_in() -> bool:
     """Whether a page may show what only operators see: after a sign-in, or without a token on this machine."""
+    return not refusal()
+
+
+def refusal() -> str:
+    """Why a page shows nothing of what only operators see; empty where it may."""
     try:
         require_signed_in()
-    except Problem:
-        return False
-    return True
+    except Problem as problem:
+        return problem.detail
+    return ""
 
 
 def require_signed_in() -> None:
-    """Before what only operators may do on a page. Raises Problem for whoever is none."""
+    """Before what only operators may do on a page. Raises Problem, 403, for all others."""
     token = service().settings.api_admin_token
+    if token is None:
+        _require_this_machine()
     if token is None or request.method == "POST":
-        _require_own_page(anywhere=token is not None)
+        _require_own_page()
     if token is None:
         return
     until, _, signature = request.cookies.get(COOKIE, "").partition(".")
@@ -73,12 +65,11 @@ def require_signed_in() -> None:
 
 
 def sign_in(answer: Response, sent: str) -> Response:
-    """An answer that makes a browser an operator's for some hours. Raises Problem for a wrong token."""
+    """An answer that makes a browser an operator's for some hours. Raises Problem, 403 or 429, for a wrong token."""
     token = service().settings.api_admin_token
     if token is not None:
-        _require_own_page(anywhere=True)
-        if not _is_right(sent.encode(), token):
-            raise Problem(403, "not-an-operator", "This is not the operators' token; it is API_ADMIN_TOKEN in .env.")
+        _require_own_page()
+        _require_right(sent.encode(), token, "This is not the operators' token; it is API_ADMIN_TOKEN in .env.")
         until = str(int(time.time() + SIGNED_IN_SECONDS))
         answer.set_cookie(
             COOKIE,
@@ -103,25 +94,68 @@ def _signature(until: str, token: SecretStr) -> str:
     return hmac.new(token.get_secret_value().encode(), f"console {until}".encode(), hashlib.sha256).hexdigest()
 
 
-def _is_right(sent: bytes, token: SecretStr) -> bool:
-    """Whether a token is the operators'. Raises Problem where too many wrong ones came from."""
-    address = request.remote_addr or ""
-    if wrong_tokens.count(address) >= WRONG_TOKENS:
-        wait = f"Wait for {WRONG_TOKENS_SECONDS:g} seconds."
-        raise Problem(429, "too-many-wrong-tokens", f"{WRONG_TOKENS} wrong tokens came from {address}. {wait}")
-    right = hmac.compare_digest(sent, token.get_secret_value().encode())
-    wrong_tokens.count(address, 1 if sent and not right else 0)
-    return right
+def _require_right(sent: bytes, token: SecretStr, refused: str) -> None:
+    """Raise Problem for a token that is not the operators': 403, or 429 where too many wrong ones came from.
+
+    The right one is never counted or refused, whatever else comes from its address.
+    """
+    if hmac.compare_digest(sent, token.get_secret_value().encode()):
+        return
+    if sent:
+        _count_wrong_token()
+    raise Problem(403, "not-an-operator", refused)
 
 
-def _require_own_page(anywhere: bool = False) -> None:
-    """Refuse what a foreign page makes a browser send; and, without a token, what other machines do."""
-    host = urlsplit(f"//{request.host}").hostname
+def _count_wrong_token() -> None:
+    """Raise Problem, 429, when this one is too many. All of an IPv6 /64, which one machine may have, counts as one."""
+    address = _ip(request.remote_addr)
+    network = address.packed[:8] if address else b""
+    try:
+        count, left = service().control.count_wrong_token(network, WRONG_TOKENS_SECONDS)
+    except OSError as error:  # a wrong token is refused all the same
+        log.error("wrong token not counted", error=str(error))
+        return
+    if count > WRONG_TOKENS:
+        text = f"More than {WRONG_TOKENS} wrong tokens came from {request.remote_addr} within a minute."
+        raise Problem(429, "too-many-wrong-tokens", text, retry_after=math.ceil(left))
+
+
+def _require_this_machine() -> None:
+    """Refuse, where there is no token, what other machines may have sent. Raises Problem, 403.
+
+    What decides is the address of the connection's peer, which no header changes. Host must name this machine too, as
+    a name that a foreign page's owner has made resolve to loopback would else lead browsers here.
+    """
+    turn_on = "Set API_ADMIN_TOKEN in .env, as ./run_all.sh does, and start the API anew."
+    host = service().settings.api_host
+    if host not in LOOPBACK:
+        text = f"The operators' endpoints are off: the API listens on {host}, and API_ADMIN_TOKEN is not set."
+        raise Problem(403, "operators-off", f"{text} {turn_on}")
+    address = _ip(request.remote_addr)
+    by_proxy = next((name for name in FORWARDED if name in request.headers), None)
+    if address is None or not address.is_loopback:
+        what = f"this one comes from {request.remote_addr or 'no address'}"
+    elif by_proxy:
+        what = f"this one was forwarded, as its header {by_proxy} says"
+    elif urlsplit(f"//{request.host}").hostname not in LOOPBACK:
+        what = f"this one was sent to {request.host!r}"
+    else:
+        return
+    text = f"Without API_ADMIN_TOKEN only this machine's own calls are answered; {what}."
+    raise Problem(403, "not-an-operator", f"{text} {turn_on}")
+
+
+def _require_own_page() -> None:
+    """Refuse what a foreign page makes a browser send. Raises Problem, 403."""
     origin = request.headers.get("Origin")
-    if (host not in LOOPBACK and not anywhere) or (origin is not None and origin.partition("://")[2] != request.host):
-        here = (
-            "The request comes from another page."
-            if anywhere
-            else "Without API_ADMIN_TOKEN, only this machine's own calls are answered."
-        )
-        raise Problem(403, "not-an-operator", here)
+    if origin is not None and origin.partition("://")[2] != request.host:
+        raise Problem(403, "not-an-operator", "The request comes from another page.")
+
+
+def _ip(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address of a peer, as IPv4 where IPv6 maps one; None for what is none, such as a unix socket's."""
+    try:
+        address = ipaddress.ip_address(text or "")
+    except ValueError:
+        return None
+    return (address.ipv4_mapped if address.version == 6 else None) or address

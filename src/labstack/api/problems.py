@@ -22,14 +22,31 @@ log = structlog.get_logger(__name__)
 
 
 class Problem(Exception):  # noqa: N818  # the word of RFC 9457
-    """An answer that is an error: `detail` says what is wrong and what to do."""
+    """An answer that is an error: `detail` says what is wrong and what to do.
 
-    def __init__(self, status: int, kind: str, detail: str, errors: Sequence[tuple[str, str]] = ()) -> None:
+    `retry_after` is the number of seconds after which the same request may succeed, where that is known.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        errors: Sequence[tuple[str, str]] = (),
+        *,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.kind = kind
         self.detail = detail
         self.errors = errors
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What its answer says besides its body."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
 class PredictionFailedError(Exception):
@@ -86,7 +103,7 @@ def _answer(problem: Problem) -> Response:
         problem=problem.kind,
         request_id=g.get("request_id"),
     )
-    return Response(orjson.dumps(body), problem.status, content_type="application/problem+json")
+    return Response(orjson.dumps(body), problem.status, problem.headers, content_type="application/problem+json")
 
 
 def _from_contract(error: ContractError) -> Response:

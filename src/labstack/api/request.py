@@ -72,12 +72,18 @@ def model_asked() -> str:
     return request.args.get("model") or service().settings.default_model_name
 
 
+def whole_number(text: str) -> int | None:
+    """The number that a text of at most 19 ASCII digits says; None for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
 def number_asked(name: str, default: int, least: int, most: int) -> int:
     """A whole number of the query. Raises Problem."""
     text = request.args.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise Problem(422, "query", f"{name} is {text!r}; a whole number from {least} to {most} is needed.")
-    return int(text)
+    number = whole_number(text)
+    if number is None or not least <= number <= most:
+        raise Problem(422, "query", f"{name} is {text[:50]!r}; a whole number from {least} to {most} is needed.")
+    return number
 
 
 def _begin() -> None:

@@ -4,7 +4,7 @@ A layout says where a version's values are counted: in the bins of its contract'
 for what lies beyond training's range and for what is missing.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -142,6 +142,12 @@ class Counts:
         """Add another period's or worker's counts of the same version."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
+    def without_columns(self) -> Self:
+        """The same without what is counted by the layout of one contract, so that those of any versions add up."""
+        nothing: Any = np.zeros(0, np.int64)
+        names = ("features", "sums", "squares", "outputs", "own", "production")
+        return replace(self, **dict.fromkeys(names, nothing))
 
     def dumps(self) -> str:
         """The counts as JSON."""

@@ -151,6 +151,7 @@ def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged, 
     mlflow.log_params(
         {
             "target": pipeline.data.target,
+            "metric": pipeline.metric,
             "estimator": found.candidate.estimator,
             **promotion.split_params(pipeline, table),
             "train_rows": len(table.train),

@@ -13,9 +13,9 @@ from werkzeug.wrappers import Response as AnyResponse
 from labstack import registry
 from labstack.api import console, moves, pages
 from labstack.api.moves import Move, Update
-from labstack.api.operators import is_signed_in, require_signed_in, sign_in, sign_out
+from labstack.api.operators import refusal, require_signed_in, sign_in, sign_out
 from labstack.api.problems import Problem, faults_of
-from labstack.api.request import model_asked, service
+from labstack.api.request import model_asked, number_asked, service, whole_number
 from labstack.errors import LabError
 from labstack.mlflow_rest import RegistryFailedError
 from labstack.store.database import DatabaseError
@@ -36,15 +36,19 @@ DONE = {
     "reload": "Every worker has followed the registry.",
 }
 
+NEWEST = 2**31  # which no version's number reaches
+
 blueprint = Blueprint("console", __name__)
 blueprint.after_request(pages.guard)
 
 
 @blueprint.get("/console")
 def show() -> str:
-    """The page of the default model, or of ?model=."""
+    """The page of the default model, or of ?model=; of its versions without a role those below ?versions_before=."""
     done = DONE.get(request.args.get("done", ""), "")
-    return _rendered("console.html", **console.page(service(), model_asked(), is_signed_in()), done=done)
+    before = number_asked("versions_before", NEWEST, 1, NEWEST)
+    shown = console.page(service(), model_asked(), refusal(), before)
+    return _rendered("console.html", **shown, done=done, newest=before == NEWEST)
 
 
 @blueprint.get("/console/confirm")
@@ -111,17 +115,17 @@ def leave() -> AnyResponse:
 
 
 @blueprint.errorhandler(LabError)
-def _from_lab(error: LabError) -> tuple[str, int]:
+def _from_lab(error: LabError) -> tuple[str, int, dict[str, str]]:
     return _failed(
         Problem(503 if isinstance(error, RegistryFailedError | DatabaseError) else 409, "refused", str(error))
     )
 
 
 @blueprint.errorhandler(Problem)
-def _failed(problem: Problem) -> tuple[str, int]:
+def _failed(problem: Problem) -> tuple[str, int, dict[str, str]]:
     """An error as a page, with the way back."""
     moved = problem.detail.startswith(moves.MOVED)
-    return _rendered("failed.html", problem=problem, moved=moved, back=_back()), problem.status
+    return _rendered("failed.html", problem=problem, moved=moved, back=_back()), problem.status, problem.headers
 
 
 def _rendered(template: str, **values: Any) -> str:
@@ -130,12 +134,13 @@ def _rendered(template: str, **values: Any) -> str:
 
 def _asked(get: Callable[[str], str | None]) -> tuple[str, str, int | None]:
     """Which move of which model and version. Raises Problem."""
-    move, version = get("move") or "", get("version") or ""
-    if move not in MOVES or (version and not (version.isascii() and version.isdecimal() and len(version) < 10)):
-        raise Problem(404, "unknown-move", f"There is no move {move!r} of version {version!r}.")
-    if move == "canary" and not version:
+    move, text = get("move") or "", get("version") or ""
+    version = whole_number(text)
+    if move not in MOVES or (text and version is None):
+        raise Problem(404, "unknown-move", f"There is no move {move[:20]!r} of version {text[:20]!r}.")
+    if move == "canary" and version is None:
         raise Problem(422, "form", "A canary needs a version.")
-    return move, get("model") or service().settings.default_model_name, int(version) if version else None
+    return move, get("model") or service().settings.default_model_name, version
 
 
 def _share() -> float:

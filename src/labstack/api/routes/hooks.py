@@ -13,7 +13,7 @@ from typing import Any
 from flask import Blueprint, request
 
 from labstack.api.problems import Problem
-from labstack.api.request import body, service
+from labstack.api.request import body, service, whole_number
 
 OLDEST_SECONDS = 300
 
@@ -34,7 +34,8 @@ def mlflow_webhook() -> tuple[dict[str, Any], int]:
     sent = request.headers.get("X-MLflow-Signature", "").encode("latin-1")
     if not hmac.compare_digest(sent, expected):
         raise Problem(403, "webhook-signature", "The signature is not that of MLFLOW_WEBHOOK_SECRET.")
-    if not (timestamp.isdecimal() and abs(time.time() - int(timestamp)) <= OLDEST_SECONDS):
+    moment = whole_number(timestamp)
+    if moment is None or abs(time.time() - moment) > OLDEST_SECONDS:
         raise Problem(403, "webhook-timestamp", f"The delivery is not of the last {OLDEST_SECONDS} seconds.")
     if not service().control.first(delivery, OLDEST_SECONDS):
         return {"duplicate": True}, 200

@@ -62,8 +62,11 @@ def health_of_api() -> dict[str, Any]:
 
 @blueprint.get("/ready")
 def ready() -> dict[str, Any]:
-    """200 when the default model can be served, else 503 with the reason; degraded is ready, and says why."""
-    model = service().settings.default_model_name
+    """200 when the default model, or ?model=, can be served, else 404 or 503 with the reason.
+
+    Degraded is ready too, and says why.
+    """
+    model = model_asked()
     shown = {"status": "ready", "model": model, "version": service().lineup(model).production.served.version}
     faults = health.faults(service())
     return shown | {"status": "degraded", "errors": faults} if faults else shown

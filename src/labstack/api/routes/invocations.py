@@ -13,7 +13,7 @@ from flask import Blueprint, Response, request
 import labstack
 from labstack.api.prediction import dumps, run
 from labstack.api.problems import Problem
-from labstack.api.request import body, call, json_body, service
+from labstack.api.request import body, call, json_body, model_asked, service
 from labstack.contract import Contract, ContractError, Feature, Remarks
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -23,8 +23,8 @@ blueprint = Blueprint("invocations", __name__)
 
 @blueprint.get("/ping")
 def ping() -> Response:
-    """200 when the default model can be served, else 503 with the reason."""
-    service().lineup()
+    """200 when the default model, or ?model=, can be served, else 404 or 503 with the reason."""
+    service().lineup(model_asked())
     return Response("\n", content_type="text/plain")
 
 
@@ -36,8 +36,8 @@ def version() -> Response:
 
 @blueprint.post("/invocations")
 def invocations() -> Response:
-    """Predict with the default model: a table in any of MLflow's forms, as JSON or CSV."""
-    lineup = service().lineup()
+    """Predict with the default model, or with ?model=: a table in any of MLflow's forms, as JSON or CSV."""
+    lineup = service().lineup(model_asked())
     contract = lineup.production.served.contract
     remarks: Remarks = []
     if request.mimetype == "text/csv":

@@ -82,7 +82,8 @@ def feedback() -> dict[str, Any]:
 def drift() -> dict[str, Any]:
     """How far what the default model, or ?model=, sees and predicts is from its training: of each version in a role.
 
-    It holds for all workers, and all replicas that share our database, over the last DRIFT_WINDOW_SECONDS.
+    It holds for all workers, and all replicas that share our database, over the last DRIFT_WINDOW_SECONDS; and for all
+    rows that a version predicted then, also those in a role that it had before.
     """
     model, settings, engine = model_asked(), service().settings, service().engine
     lineup = service().lineup(model)

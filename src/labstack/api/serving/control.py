@@ -2,7 +2,8 @@
 
 `desired` holds a generation, a counter that a reload raises; whoever raises it holds a lock on `lock`. `metrics` holds
 what workers count, in files of prometheus_client, each written by one worker; and `deliveries` the ids of webhooks that
-came, each a file, made by the worker that was first. Each worker
+came, each a file, made by the worker that was first. `wrong-tokens` counts what was tried for the operators' token; who
+counts holds a lock on it. Each worker
 writes `worker-<pid>.json`, nobody else does: the generation that its lineups are true for. The arbiter removes the
 file of a worker that is gone. Files are replaced whole, so that readers never see half of one.
 """
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 REGISTRY = ""  # where errors are by model, what keeps a worker from following all of them
+COUNTERS = 4096  # of wrong tokens
+COUNTER = struct.Struct("=dd")  # the moment of `time.monotonic` at which its period began, and the count since
 STARTING = -1  # the generation of a worker that has not asked the registry yet
 
 
@@ -86,6 +90,25 @@ class Control:
         except FileExistsError:
             return False
         return True
+
+    def count_wrong_token(self, network: bytes, period_seconds: float) -> tuple[int, float]:
+        """Count a wrong token from a network: how many came from there in its period, and for how long that lasts.
+
+        However many networks there are, they share the counters; those that share one are counted together. Raises
+        OSError.
+        """
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        digest = hashlib.blake2b(network, digest_size=8).digest()
+        place = int.from_bytes(digest, "big") % COUNTERS * COUNTER.size
+        descriptor = os.open(self.folder / "wrong-tokens", os.O_RDWR | os.O_CREAT, 0o600)
+        with open(descriptor, "r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            now = time.monotonic()
+            began, count = COUNTER.unpack(os.pread(descriptor, COUNTER.size, place).ljust(COUNTER.size, b"\0"))
+            if now - began >= period_seconds:
+                began, count = now, 0
+            os.pwrite(descriptor, COUNTER.pack(began, count + 1), place)
+        return int(count) + 1, began + period_seconds - now
 
     def report(self, state: WorkerState) -> None:
         """Write this worker's state."""

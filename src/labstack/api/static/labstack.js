@@ -46,9 +46,9 @@ function traffic(key) {
   const line = (name, values, paint, dash) => ({ type: "scatter", mode: "lines+markers", name, x: found.times, y: values,
     line: { color: paint, dash, width: 2 }, marker: { size: 4 }, connectgaps: false });
   const series = found.series.flatMap((one, place) => key === "traffic"
-    ? [line(one.name, one.requests, paints[place], "solid")]
-    : [line(`${one.name}, half`, one.p50, paints[place], "solid"), line(`${one.name}, 99%`, one.p99, paints[place], "dot")]);
-  return [series, layout({ showlegend: found.series.length > 1, legend: { orientation: "h", y: 1.15 }, xaxis: { type: "date", nticks: 5 } })];
+    ? [{ ...line(one.name, one.requests, paints[place], "solid"), customdata: one.shares, hovertemplate: "%{y:.3~g} (%{customdata})" }]
+    : [line(`${one.role}, half`, one.p50, paints[place], "solid"), line(`${one.role}, 99%`, one.p99, paints[place], "dot")]);
+  return [series, layout({ showlegend: found.series.length > 1, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, xaxis: { type: "date", nticks: 5 } })];
 }
 
 function plot(element) {
