@@ -21,3 +21,4 @@ def running(lab: Lab, model: str) -> Iterator[Flask]:
     service.start()
     yield app
     service.stop()
+    service.control.remove()
