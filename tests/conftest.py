@@ -8,7 +8,6 @@ import socket
 import socketserver
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -185,13 +184,15 @@ def run_mlflow(folder: Path, port: int) -> Iterator[Process]:
 
 
 @contextmanager
-def run_api(folder: Path, *, until: str = "/ready", **settings: Any) -> Iterator[Process]:
+def run_api(
+    folder: Path, *, until: str = "/ready", conf: str = "python:labstack.api.gunicorn_conf", **settings: Any
+) -> Iterator[Process]:
     """Real gunicorn with two workers, as the lab starts it; yields when the path answers 200."""
     port = free_port()
     process = start(
         folder,
         "api",
-        ["-m", "gunicorn", "-c", "python:labstack.api.gunicorn_conf", "labstack.api.wsgi:app"],
+        ["-m", "gunicorn", "-c", conf, "labstack.api.wsgi:app"],
         f"http://localhost:{port}",
         **{
             "api_port": port,
@@ -258,6 +259,26 @@ class Relay:
         self.close()
 
 
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own at a folder, which only root can mount."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the room of a disk; the file that takes it."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(b"x" * 4096)
+    return ballast
+
+
 NOBODY = 9  # the port of the discard service, which nobody runs
 
 
@@ -311,7 +332,7 @@ class Lab:
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Settings of the shell that runs the tests, or that MLflow puts into the environment, must not reach them."""
     monkeypatch.setenv("LAB_ENV_FILE", os.devnull)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the API of this process has its control folder
+    monkeypatch.setattr(socket, "gethostname", lambda: tmp_path.name)  # which the API's control folder is named after
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
         monkeypatch.delenv(name, raising=False)

@@ -99,7 +99,8 @@ class Settings(BaseSettings):
         description="Where training and the labstack command reach the API; by default on this machine, at API_PORT.",
     )
     api_cache_dir: Path = Field(
-        ROOT / ".lab" / "models", description="Where the API keeps the versions it fetched; .lab/models by default."
+        ROOT / ".lab" / "models",
+        description="Where the API keeps the versions it fetched, and what its workers share; .lab/models by default.",
     )
     default_model_name: str = Field("iris", description="The model that answers at /predict.")
     require_production_model: bool = Field(

@@ -26,6 +26,7 @@ def running(lab: Lab, model: str) -> Iterator[Flask]:
     service.start()
     yield app
     service.stop()
+    service.control.remove()
 
 
 @pytest.fixture(scope="session")

@@ -246,7 +246,7 @@ def test_a_vanished_cache_is_filled_again(service: Service, lab: Lab, model: str
     registry.promote(lab.registry, lab.engine, model, 1, reason="first")
     service.follower.sync()
     assert service.follower.lineups[model].production.served.version == 1
-    assert len([path for path in service.settings.api_cache_dir.iterdir() if path.is_dir()]) == 1
+    assert len(list(service.settings.api_cache_dir.glob("*/contract.json"))) == 1
 
 
 def test_predictions_warn_of_nothing(service: Service) -> None:

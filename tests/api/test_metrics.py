@@ -1,20 +1,25 @@
 """Metrics: what is counted, and that the README says so."""
 
 import json
+import os
 import re
+import shutil
 import threading
+from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from flask import Flask
 from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import mmap_key
 from sqlalchemy import Engine
 
 from labstack.api import health, metrics, monitor
 from labstack.settings import ROOT, Settings
-from tests.conftest import IRIS_ROW, wait_until
+from tests.conftest import IRIS_ROW, fill, small_disk, wait_until
 
 
 def test_the_readme_lists_every_metric(engine: Engine) -> None:
@@ -107,3 +112,63 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_and_labels_that_there_are(
         assert rule["labels"]["severity"] in ("critical", "warning")
     asked_for = {name for expression in asked for name in re.findall(r"\blabstack_\w+", expression)}
     assert asked_for == known, "every metric is looked at somewhere"
+
+
+def key(number: int) -> str:
+    return mmap_key("things", "things_total", ["number"], [str(number)], "Things that are counted.")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that `/metrics` reads."""
+    found = tmp_path / "metrics"
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(found))
+    return found
+
+
+def counted() -> dict[int, float]:
+    return {int(sample.labels["number"]): sample.value for metric in metrics.collect() for sample in metric.samples}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk of its own")
+@pytest.mark.parametrize("before", [0, 10])
+def test_what_a_full_disk_has_no_room_for_is_counted_and_written_later(
+    folder: Path, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "RETRY_SECONDS", 0)
+    with small_disk(folder, "512k"):
+        counts = metrics.Counts(str(folder / "counter_0.db"))
+        for number in range(before):
+            assert counts.read_value(key(number)) == (0, 0)
+        ballast = fill(folder)
+        for number in range(1000):  # more than a new file has room for
+            counts.read_value(key(number))
+            counts.write_value(key(number), number, 0)
+        assert len(counted()) < 1000
+        assert "No space left on device" in (metrics.fault() or "")
+        assert counts.read_value(key(999)) == (999, 0)
+        for number in range(before):  # which had room before
+            assert counted()[number] == number
+        ballast.unlink()
+        counts.write_value(key(0), 5000, 0)
+        assert counted() == {number: number or 5000 for number in range(1000)}
+        assert metrics.fault() is None
+        counts.close()
+
+
+def test_a_folder_that_was_removed_is_told_of(folder: Path, app: Flask) -> None:
+    folder.mkdir()
+    assert metrics.fault() is None
+    counts = metrics.Counts(str(folder / "counter_0.db"))
+    counts.read_value(key(1))
+    shutil.rmtree(folder)
+    counts.write_value(key(1), 1, 0)
+    assert str(folder) in (metrics.fault() or "")
+    assert app.test_client().get("/metrics").status_code == 200
+    counts.close()
+
+
+def test_a_file_that_is_just_being_made_is_left_out(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "counter_0.db").touch()
+    assert metrics.collect() == []

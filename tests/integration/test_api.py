@@ -18,15 +18,14 @@ from tests.conftest import IRIS_ROW, Lab, Process, Relay, ask, free_port, run_ap
 
 
 def test_every_worker_serves_and_each_prediction_is_one_log_line(lab: Lab, tmp_path: Path) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, tmpdir=temporary) as api:
-        assert list(temporary.glob("labstack-api-*"))
+    control = tmp_path / "cache" / "control"
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri) as api:
+        assert len([path for path in control.iterdir() if path.is_dir()]) == 1
         answers = [ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": f"id-{n}"}) for n in range(20)]
         assert {answer.status for answer in answers} == {200}
         assert ask(f"{api.url}/predict", {"sepal_length": "long"}).status == 422
         assert api.stop() == 0
-        assert list(temporary.iterdir()) == []
+        assert [path.name for path in control.iterdir()] == ["lock"]
         lines = api.lines("prediction")
     assert sorted(line["request_id"] for line in lines) == sorted(f"id-{n}" for n in range(20))
     line = lines[0]
@@ -86,8 +85,8 @@ def test_after_a_reload_no_worker_answers_with_the_old_version(lab: Lab, tmp_pat
 
 
 def test_workers_follow_the_registry_by_themselves(lab: Lab, tmp_path: Path, model: str) -> None:
-    settings = {"mlflow_tracking_uri": lab.tracking_uri, "default_model_name": model, "follow_interval_seconds": 0.2}
-    with run_api(tmp_path, until="/health", **settings) as api:
+    of_lab = {"mlflow_tracking_uri": lab.tracking_uri, "default_model_name": model}
+    with run_api(tmp_path, until="/health", **of_lab, follow_interval_seconds=0.2) as api:
         assert ask(f"{api.url}/ready").status == 503
         registry.promote(lab.registry, lab.engine, model, 1, reason="first")
         wait_until(lambda: ask(f"{api.url}/ready").status == 200, 10)
@@ -171,9 +170,7 @@ def test_a_required_production_model_may_come_from_the_registry_or_the_cache(lab
 
 
 def test_what_workers_count_adds_up_and_never_goes_back(lab: Lab, tmp_path: Path) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, tmpdir=temporary) as api:
+    with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri) as api:
 
         def counted(name: str) -> float:
             lines = ask(f"{api.url}/metrics").text.splitlines()
@@ -196,7 +193,7 @@ def test_what_workers_count_adds_up_and_never_goes_back(lab: Lab, tmp_path: Path
             wait_until(partial(replaced, api, pids[0]), 30, "another worker serves")
             wait_until(lambda: counted('labstack_serving_workers{model="iris"') == 2, 10, "and says so")
             assert counted(predictions) == 20
-        slots = {path.stem.rpartition("_")[2] for path in temporary.glob("labstack-api-*/metrics/*.db")}
+        slots = {path.stem.rpartition("_")[2] for path in tmp_path.glob("cache/control/*/metrics/*.db")}
         assert 2 <= len(slots) <= 3  # files are those of workers at once, however many there were
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,3 +194,69 @@ def test_callers_that_are_silent_hold_up_nobody(lab: Lab, tmp_path: Path) -> Non
         silent[2].sendall(WHOLE)
         assert answers(silent[2], 1) == []  # it was silent for too long
         assert [line for line in api.lines() if line["level"] in ("error", "critical")] == []
+
+
+def refused(connection: socket.socket, sent: bytes) -> dict[str, Any]:
+    """The problem that ends a connection, after its head was looked at."""
+    connection.sendall(sent)
+    data = b""
+    while chunk := connection.recv(65536):
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert b"\r\nContent-Type: application/problem+json\r\n" in head
+    problem: dict[str, Any] = json.loads(body)
+    assert head.startswith(f"HTTP/1.1 {problem['status']} ".encode())
+    assert f"\r\nX-Request-Id: {problem['request_id']}\r\n".encode() in head
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (b"nonsense\r\n\r\n", 400, "Invalid HTTP request line: 'nonsense'"),
+        (b"GET / HTTP/1.1\r\n: x\r\n\r\n", 400, "Invalid HTTP Header"),
+        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"x" * 5000), 400, "Request Line is too large"),
+        (b"GET / HTTP/1.1\r\nX: %b\r\n\r\n" % (b"x" * 8190), 431, "limit request headers fields size"),
+        (b"GET / HTTP/1.1\r\nTransfer-Encoding: zip\r\n\r\n", 501, "zip"),
+        (b"GET / HTTP/1.1\r\nExpect: nothing\r\n\r\n", 417, "nothing"),
+        (b"GET / HTTP/1.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off\r\n\r\n", 400, "scheme"),
+    ],
+)
+def test_what_is_no_http_is_refused_as_all_else_is(
+    api: Process, connection: socket.socket, sent: bytes, status: int, said: str
+) -> None:
+    problem = refused(connection, sent)
+    assert (problem["status"], problem["type"]) == (status, "urn:labstack:problem:http")
+    assert said.lower() in problem["detail"].lower()
+    assert 'labstack_problems_total{kind="http"}' in ask(f"{api.url}/metrics").text
+
+
+@pytest.mark.parametrize("header", ["SCRIPT_NAME", "Script-Name", "PATH_INFO", "REMOTE_USER", "X-Script-Name"])
+def test_no_header_moves_a_request(connection: socket.socket, header: str) -> None:
+    for value in (b"/elsewhere", b"/predict", b"/"):
+        connection.sendall(WHOLE.replace(b"Host", header.encode() + b": " + value + b"\r\nHost"))
+        assert answers(connection, 1) == [200]
+
+
+def test_an_error_that_the_application_does_not_answer_is_a_problem(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "conf.py").write_text(
+        "from labstack.api import gunicorn_conf\n"
+        "from labstack.api.gunicorn_conf import *\n"
+        "def post_worker_init(worker):\n"
+        "    gunicorn_conf.post_worker_init(worker)\n"
+        "    lane = type(worker.wsgi.wsgi_app)\n"
+        "    def call(self, environ, start_response, real=lane.__call__):\n"
+        "        return 1 // len(environ['QUERY_STRING']) and real(self, environ, start_response)\n"
+        "    lane.__call__ = call\n"
+    )
+    settings = {"until": "/ready?x", "mlflow_tracking_uri": lab.tracking_uri}
+    with run_api(tmp_path, conf=str(tmp_path / "conf.py"), **settings) as api:
+        address = ("localhost", int(api.url.rpartition(":")[2]))
+        with closing(socket.create_connection(address, timeout=15)) as connection:
+            problem = refused(connection, WHOLE)
+        assert (problem["status"], problem["type"]) == (500, "urn:labstack:problem:internal")
+        assert "ZeroDivisionError" not in str(problem)
+        assert ask(f"{api.url}/ready?x").status == 200
+        [line] = wait_until(lambda: api.lines("unexpected error"), 10, "the log says why")
+    assert "ZeroDivisionError" in line["exception"]
+    assert line["request_id"] == problem["request_id"]

@@ -1,8 +1,7 @@
 """The application factory."""
 
 import os
-import tempfile
-from pathlib import Path
+import socket
 from typing import Any
 
 import orjson
@@ -35,7 +34,8 @@ def create_app(settings: Settings) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
-    control = Control(Path(tempfile.gettempdir()) / f"labstack-api-{os.getuid()}-{settings.api_port}")
+    name = f"{socket.gethostname()}-{settings.api_port}-{os.getpid()}"  # of this API, among those that share the place
+    control = Control(settings.api_cache_dir / "control" / name)
     client = MlflowRest(settings.mlflow_tracking_uri, timeout_seconds=5, retries=1)
     service = Service(settings, control, client, Follower(settings, control, client), Recorder(settings))
     app.extensions["labstack"] = service

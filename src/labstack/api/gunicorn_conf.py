@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from labstack.api.worker import assign, forget
 
 if TYPE_CHECKING:
     from labstack.api.service import Service
+
+OWN_DESCRIPTORS = 128  # of a worker, beside its connections: the database's, the registry's, files that it reads
 
 _settings = settings.load()
 settings.require_operators_token(_settings)
@@ -37,7 +40,11 @@ bind = f"{_host}:{_settings.api_port}"
 workers = _settings.api_workers
 worker_class = "labstack.api.worker.FairWorker"
 threads = _settings.api_threads
+_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+if _descriptors != resource.RLIM_INFINITY:  # more connections wait, so that workers can open files
+    worker_connections = max(threads + 1, min(1000, _descriptors - OWN_DESCRIPTORS))
 keepalive = 5
+forwarder_headers = ""  # no caller sets SCRIPT_NAME or PATH_INFO by a header
 # The arbiter imports everything once and workers share its memory; models, threads and connections come after the fork.
 preload_app = True
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # heartbeats must not wait for a disk

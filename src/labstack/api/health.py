@@ -12,6 +12,7 @@ from typing import Literal
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from sqlalchemy import make_url
 
+from labstack.api import metrics
 from labstack.api.service import Service
 from labstack.api.serving.control import REGISTRY, STARTING
 from labstack.settings import Settings
@@ -31,12 +32,11 @@ def status(service: Service) -> Status:
 
 
 def faults(service: Service) -> list[str]:
-    """Everything that does not work now, each said once: the registry, loads, workers, our database, disks."""
+    """Everything that does not work now, each said once: the registry, loads, workers, our database, metrics, disks."""
     follower = service.follower
     own = list(follower.following.errors.values())
     found = [*own, *_of_workers(service), *_of_disks(service.settings)]
-    if (fault := service.recorder.database_fault) is not None:
-        found.append(fault)
+    found += [fault for fault in (service.recorder.database_fault, metrics.fault()) if fault is not None]
     if follower.loading is not None:
         what, since = follower.loading
         if (seconds := time.monotonic() - since) > SILENT_SECONDS:

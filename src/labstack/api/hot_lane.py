@@ -59,7 +59,10 @@ class HotLane:
                 and int(length) <= self._limit
                 and "HTTP_CONTENT_ENCODING" not in environ
             ):
-                body = environ["wsgi.input"].read(int(length))
+                try:
+                    body = environ["wsgi.input"].read(int(length))
+                except OSError:  # it is not whole, of which Flask's lane is told again
+                    return self._other(environ, start_response)
                 name = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
                 key = sticky_key(environ.get("HTTP_X_CANARY_KEY"), body)
                 try:

@@ -11,7 +11,7 @@ from labstack import registry
 from labstack.api import metrics
 from labstack.api.problems import Problem
 from labstack.api.request import service
-from labstack.api.serving.control import REGISTRY
+from labstack.api.serving.control import REGISTRY, ControlError
 from labstack.api.serving.follower import IncompatibleError, require_compatible
 from labstack.contract import Contract
 from labstack.mlflow_rest import RegistryError
@@ -155,7 +155,11 @@ def _converge(model: str | None = None) -> dict[str, Any]:
     Asked about one model, what is wrong with others is not looked at.
     """
     control, timeout = service().control, service().settings.reload_timeout_seconds
-    generation = control.raise_desired()
+    try:
+        generation = control.raise_desired()
+    except ControlError as error:
+        metrics.reloads.labels("failed").inc()
+        raise Problem(503, "reload-failed", str(error)) from error
     deadline = time.monotonic() + timeout
     while True:
         states = control.states()

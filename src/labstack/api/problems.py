@@ -7,7 +7,7 @@ import orjson
 import structlog
 from flask import Flask, Response, current_app, g, request
 from pydantic import ValidationError
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from labstack.api import metrics
 from labstack.api.recorder import Recorder
@@ -82,19 +82,24 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _from_fault)
 
 
-def _answer(problem: Problem) -> Response:
-    body: dict[str, object] = {
-        "type": f"urn:labstack:problem:{problem.kind}",
-        "title": HTTPStatus(problem.status).phrase,
-        "status": problem.status,
-        "detail": problem.detail,
-        "request_id": g.get("request_id"),
+def document(status: int, kind: str, detail: str, request_id: str | None) -> dict[str, object]:
+    """The members that every error has; counts it by its kind."""
+    metrics.problems.labels(kind).inc()
+    return {
+        "type": f"urn:labstack:problem:{kind}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "request_id": request_id,
     }
+
+
+def _answer(problem: Problem) -> Response:
+    body = document(problem.status, problem.kind, problem.detail, g.get("request_id"))
     if request.path.startswith("/v2"):
         body["error"] = problem.detail  # where clients of that protocol look
     if problem.errors:
         body["errors"] = listed(problem.errors)
-    metrics.problems.labels(problem.kind).inc()
     level = log.error if problem.status >= 500 else log.warning
     level(
         "request failed",
@@ -133,6 +138,8 @@ def _from_http(error: HTTPException) -> Response:
     if isinstance(error, RequestEntityTooLarge):
         limit = request.max_content_length
         return _answer(Problem(413, "too-large", f"The body holds more than {limit:,} bytes (MAX_REQUEST_BYTES)."))
+    if isinstance(error, ClientDisconnected):
+        return _answer(Problem(400, "incomplete", "The body did not come whole, or not in time. Send it again."))
     response = _answer(Problem(error.code or 500, "http", error.description or ""))
     for name, value in error.get_headers():
         if name.lower() == "allow":

@@ -36,13 +36,10 @@ def call() -> Call:
 
 
 def body() -> bytes:
-    """The request's body. Raises Problem for an encoded one, and werkzeug's error for one that is too large."""
+    """The request's body. Raises Problem for an encoded one."""
     if request.content_encoding not in (None, "identity"):
         raise Problem(415, "content-encoding", f"The body is {request.content_encoding!r}-encoded; send it plain.")
-    data = request.get_data()
-    if request.content_length is None and len(data) == request.max_content_length:
-        raise RequestEntityTooLarge  # a chunked body is cut at the limit without a word
-    return data
+    return request.get_data()
 
 
 def json_body() -> Any:
@@ -89,6 +86,17 @@ def number_asked(name: str, default: int, least: int, most: int) -> int:
 def _begin() -> None:
     g.started = time.perf_counter()
     g.request_id = request_id(request.headers.get("X-Request-Id", ""))
+    _read_body()
+
+
+def _read_body() -> None:
+    """Read the body, which forms are parsed from too, before any route acts.
+
+    Raises werkzeug's ClientDisconnected for one that does not come whole, and RequestEntityTooLarge.
+    """
+    data = request.get_data()
+    if request.content_length is None and len(data) == request.max_content_length:
+        raise RequestEntityTooLarge  # a chunked body is cut at the limit without a word
 
 
 def _end(response: Response) -> Response:

@@ -11,6 +11,7 @@ and stay there, and the others' cores idle. So each worker says in shared memory
 """
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import queue
@@ -23,8 +24,18 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
+import orjson
+from gunicorn.http.errors import (
+    ConfigurationProblem,
+    ExpectationFailed,
+    LimitRequestHeaders,
+    ParseException,
+    UnsupportedTransferCoding,
+)
+from gunicorn.http.message import Request
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import TConn, ThreadWorker
@@ -34,10 +45,19 @@ NOBODY = -1
 PATIENCE_SECONDS = 0.05  # whoever does not take a connection within this time is busy or gone
 PAUSE_SECONDS = 0.0002
 CALLER_SECONDS = 10.0  # in which a caller sends the next bytes of its request, and takes its answer
+HEAD_SECONDS, BODY_SECONDS = (
+    10.0,
+    60.0,
+)  # after which no more bytes of a request's head, and of its body, are waited for
+EXHAUSTED_SECONDS = 0.5  # without new connections, when the system cannot open one
+EXHAUSTED_LOG_SECONDS = 60.0  # between two log lines that say so
 
 QUICK_BYTES = 8192  # of a whole request; as many as gunicorn reads at once
 QUICK_REQUEST = re.compile(rb"POST ([\x21-\x7e]+) HTTP/1\.1\r\n")
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,5})(?:\r\n|$)", re.IGNORECASE)
+
+# Of requests that gunicorn refuses; of all others 400.
+STATUSES = {LimitRequestHeaders: 431, UnsupportedTransferCoding: 501, ExpectationFailed: 417, ConfigurationProblem: 500}
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
@@ -62,13 +82,31 @@ def forget(worker: Worker) -> None:
 
 
 class Unreader(SocketUnreader):  # type: ignore[misc]
-    """What a caller sends; one that begins a request and then stays silent counts as gone, and frees its thread."""
+    """What a caller sends; raises ConnectionResetError when it ends, pauses or goes on for too long before it is whole.
+
+    gunicorn's own readers take an empty chunk for the end of a body, whatever its Content-Length.
+    """
+
+    _request: Request | None = None
+    _deadline = 0.0
+
+    def begin_head(self) -> None:
+        """Called when a request is about to be read."""
+        self._request, self._deadline = None, time.monotonic() + HEAD_SECONDS
+
+    def begin_body(self, request: Request) -> None:
+        """Called when a request's head was read, and its body is about to be."""
+        self._request, self._deadline = request, time.monotonic() + BODY_SECONDS
 
     def chunk(self) -> bytes:
-        try:
-            return bytes(super().chunk())
-        except TimeoutError:
-            return b""
+        if time.monotonic() < self._deadline:
+            with suppress(TimeoutError):
+                if data := super().chunk():
+                    return bytes(data)
+        self._deadline = 0.0  # nothing waits for the rest
+        if self._request is not None:
+            self._request.force_close()
+        raise ConnectionResetError(errno.ECONNRESET, "the request is not whole")
 
 
 class Connection(TConn):  # type: ignore[misc]
@@ -79,6 +117,7 @@ class Connection(TConn):  # type: ignore[misc]
         if self.parser is None:
             super().init()
             self.parser.unreader = Unreader(self.sock)  # type: ignore[attr-defined]
+        self.parser.unreader.begin_head()
         self.sock.settimeout(CALLER_SECONDS)
 
 
@@ -87,6 +126,8 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
 
     is_quick: Callable[[str], bool] = staticmethod(lambda _path: False)  # set by whoever knows the application
     _refusing_since = _last_refusal = 0.0
+    _accepts_from = 0.0  # the time before which no connection is accepted, as the system cannot open one
+    _exhaustion_logged = float("-inf")
 
     def init_process(self) -> None:
         """In the worker, after the fork."""
@@ -110,12 +151,33 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
             client, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):  # another worker took it, or its caller left
             return
+        except OSError as error:  # no descriptors or memory are left
+            self._pause_accepting(error)
+            return
         connection = Connection(self.cfg, client, address, listener.getsockname())
         connection.data_ready = True  # when a thread gets it, which is not before it holds something to read
         self.nr_conns += 1
         self._keep(connection)
         self.poller.register(client, selectors.EVENT_READ, partial(self.on_client_socket_readable, connection))
         _open[self.slot] = self.nr_conns
+
+    def _pause_accepting(self, error: OSError) -> None:
+        """Leave new connections to other workers, or waiting, until some of this one's may have ended."""
+        now = time.monotonic()
+        self._accepts_from = now + EXHAUSTED_SECONDS
+        self.set_accept_enabled(False)
+        if now - self._exhaustion_logged > EXHAUSTED_LOG_SECONDS:
+            self._exhaustion_logged = now
+            self.log.error(
+                "New connections wait, as worker %d, with %d open, cannot accept any: %s. `ulimit -n` bounds them.",
+                self.pid,
+                self.nr_conns,
+                error.strerror,
+            )
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Called whenever the worker looks whether it may accept connections."""
+        super().set_accept_enabled(enabled and time.monotonic() >= self._accepts_from)
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
         """Called when a connection, new or kept alive, holds something to read, or was closed by the caller."""
@@ -148,6 +210,36 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
         if asked is None or length is None or int(length[1]) != len(body):
             return False
         return self.is_quick(asked[1].decode("ascii"))
+
+    def handle_request(self, req: Request, conn: Any) -> bool:
+        """Called when a request's head was read."""
+        conn.parser.unreader.begin_body(req)
+        return bool(super().handle_request(req, conn))
+
+    def handle_error(self, req: Request | None, client: socket.socket, addr: Any, exc: Exception) -> None:
+        """Called for what is no HTTP, and for errors that the application does not answer; the connection then ends.
+
+        gunicorn would answer by a page of HTML.
+        """
+        from labstack.api.hot_lane import request_id  # only now, as they import numpy
+        from labstack.api.problems import document
+
+        name = request_id(dict(req.headers).get("X-REQUEST-ID", "") if req else "")
+        if isinstance(exc, ParseException):
+            status, kind = STATUSES.get(type(exc), 400), "http"
+            detail = f"The request cannot be read: {exc}"
+            self.log.warning("A request from %s was refused: %s", addr[0], type(exc).__name__)
+        else:
+            status, kind = 500, "internal"
+            detail = "The API failed to answer; its log says why, under this request id."
+            self.log.error("unexpected error", exc_info=exc, extra={"request_id": name})
+        body = orjson.dumps(document(status, kind, detail, name))
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\nX-Request-Id: {name}\r\n"
+            f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with suppress(OSError):  # the caller left
+            client.sendall(head.encode() + body)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Called when a request is answered, and the caller may have been told that its connection lives.

@@ -71,9 +71,9 @@ class Cache:
         shutil.rmtree(self.folder(record), ignore_errors=True)
 
     def clean(self) -> None:
-        """Remove what downloads left that were killed."""
+        """Remove what downloads left that were killed; what cannot be removed harms nobody."""
         for new in self._folder.glob("*.new"):
-            with suppress(BlockingIOError), self._lock(new.with_suffix(""), wait=False):
+            with suppress(OSError), self._lock(new.with_suffix(""), wait=False):
                 shutil.rmtree(new, ignore_errors=True)
 
     def remember(self, served: Iterable[Served], gone: Container[str]) -> None:

@@ -18,7 +18,7 @@ import structlog
 from labstack import predictor, registry
 from labstack.api import metrics
 from labstack.api.serving.cache import Cache
-from labstack.api.serving.control import REGISTRY, STARTING, Control, WorkerState
+from labstack.api.serving.control import REGISTRY, STARTING, Control, ControlError, WorkerState
 from labstack.api.serving.lineup import Canary, Lineup, Role, Served
 from labstack.contract import Contract, Plan
 from labstack.deadline import within
@@ -115,7 +115,8 @@ class Follower:
         """Begin to follow. The worker is in the control folder before it reads a role, so that no reload misses it."""
         self._started = time.monotonic()
         self._cache.clean()
-        self._report(STARTING)
+        with suppress(ControlError):  # of which the thread will tell
+            self._report(STARTING)
         self._thread.start()
 
     def stop(self) -> None:
@@ -140,7 +141,8 @@ class Follower:
     def sync(self) -> int:
         """Look at the registry once and make the lineups equal to its roles; the generation that they are true for.
 
-        What went wrong stands in `following`; raises OSError only when the control folder cannot be used.
+        What went wrong stands in `following`; raises ControlError or OSError only when the control folder cannot be
+        used.
         """
         generation = self._control.desired()  # before the roles: a reload that comes later is another look
         error = None
@@ -173,7 +175,10 @@ class Follower:
         while not self._stop.is_set():
             try:
                 self._wait(self.sync())
-            except OSError as fault:  # the disk of the control folder is full, or the folder is not ours any more
+            except (
+                ControlError,
+                OSError,
+            ) as fault:  # the disk of the control folder is full, or the folder is not ours any more
                 told = f"A worker cannot report to the others: {fault}"
                 log.error("cannot report", error=str(fault))
                 self.following = replace(self.following, registry_error=told)
