@@ -16,19 +16,22 @@ ALLOWED = {
     "errors": set(),
     "settings": set(),
     "background": set(),
+    "sqlite_files": set(),
     "logs": {"background"},
     "archive": set(),
-    "tracking_server": {"archive"},
+    "tracking_server": {"archive", "sqlite_files"},
     "example": set(),
     "local": {"example"},
     "contract": set(),
     "serialization": set(),
-    "store": {"store"},
+    "store": {"sqlite_files", "store"},
     "mlflow_rest": set(),
     "monitoring": {"contract", "monitoring"},
     "registry": {"mlflow_rest", "store"},
     "api": {"api", "background", "contract", "logs", "mlflow_rest", "monitoring", "registry", "serialization", "store"},
-    "training": {"training", "contract", "logs", "mlflow_rest", "registry", "serialization", "store"},
+    "training": {
+        *("training", "contract", "logs", "mlflow_rest", "registry", "serialization", "sqlite_files", "store"),
+    },
 }
 
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import alembic.command
 import alembic.config
@@ -22,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from labstack import sqlite_files
 from labstack.errors import LabError
 from labstack.settings import ROOT
 
@@ -73,13 +73,10 @@ def connect(url: str, busy_seconds: float = BUSY_TIMEOUT_SECONDS, durable: bool 
         engine = create_engine(parsed, connect_args={"timeout": busy_seconds})
     except (ArgumentError, ImportError, ValueError) as error:
         raise DatabaseError(f"LAB_DATABASE_URL is not usable: {error}") from error
-    if parsed.database:
-        try:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            if not Path(parsed.database).exists():
-                Path(parsed.database).touch()  # with the umask's mode: SQLite's own would shut the group out
-        except OSError as error:
-            raise DatabaseError(f"The database {parsed.database} cannot be made: {error.strerror}.") from error
+    try:
+        sqlite_files.prepare(parsed)
+    except OSError as error:
+        raise DatabaseError(f"The database {parsed.database} cannot be made: {error.strerror}.") from error
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     if durable:
