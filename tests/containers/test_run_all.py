@@ -72,7 +72,7 @@ def test_a_port_that_is_taken_stops_it_and_is_named_with_its_owner_and_the_setti
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        refused = run(stack, "up", **{setting: str(port)})
+        refused = run(stack, "up", cwd=None, **{setting: str(port)})
     assert refused.returncode == 1
     *_, message, last = refused.stderr.splitlines()
     assert message.startswith(f"Port {port}, which {service} needs, is taken by '")
@@ -152,12 +152,21 @@ def test_backup_and_restore(stack: Stack, tmp_path: Path) -> None:
     stack.serves(2)
 
 
+def test_the_lab_is_carried_over_to_processes_and_back(stack: Stack, tmp_path: Path) -> None:
+    for number, place in enumerate(("local", "containers")):
+        archive = f"{tmp_path}/{number}.tar.gz"
+        for task in (f"backup {archive}", "down", f"up --{place}", f"restore {archive} --yes"):
+            done = run(stack, *task.split())
+            assert done.returncode == 0, (task, done)
+        assert (stack.folder / ".lab/place").read_text() == f"{place}\n"
+        stack.serves(2)
+
+
 def test_down_and_then_clean(stack: Stack) -> None:
     assert run(stack, "down").returncode == 0
     status = run(stack, "status")
     assert (status.returncode, status.stdout.split()) == (1, ["server_mlflow", "down", "api", "down"])
     assert run(stack, "predict").returncode == 1
-    (stack.folder / ".lab/saved").unlink()  # no backup since it came up
     refused = run(stack, "up", "--local")
     assert (refused.returncode, "backup <file>, down, up --local, restore <file>" in refused.stderr) == (1, True)
     project = stack.variables["COMPOSE_PROJECT_NAME"]
