@@ -15,6 +15,7 @@ up() { ## [--containers|--local]: bring the whole lab up and leave it running; w
   choose_place "$@"
   "${place}_up"
   "${place}_addresses"
+  rm -f .lab/saved
   echo "Stop the lab: ./run_all.sh down"
 }
 
@@ -62,11 +63,13 @@ backup() { ## [file]: write all of the lab, models, runs and data, into one arch
   local file=${1:-labstack-$(date +%Y%m%d-%H%M%S).tar.gz}
   [[ $file == /* ]] || file=$caller/$file
   [[ ! -e $file ]] || fail "$file exists already. Nothing was written."
-  if ! (umask 077 && "${place}_archive" write >"$file.part"); then
+  attempt save "$file.part"
+  if [[ $code != 0 ]]; then
     rm -f "$file.part"
     fail "Nothing was written."
   fi
   mv "$file.part" "$file"
+  touch .lab/saved
   echo "$file: $(du -h "$file" | cut -f 1)"
 }
 
@@ -78,15 +81,16 @@ restore() { ## <file> [--yes]: put an archive's data in the place of the lab's. 
   one_at_a_time
   find_place
   confirm "Replace every model, run, prediction and row of this lab?" replaced "${2:-}"
-  local ran="" code=0
-  if "${place}_runs"; then ran=yes; fi
+  local ran replaced
+  ran=$("${place}_running")
   quietly "${place}_down" >/dev/null
-  "${place}_archive" read <"$file" || code=$?
+  attempt "${place}_archive" read <"$file"
+  replaced=$code
   if [[ $ran ]]; then
     "${place}_start" server_mlflow
     "${place}_start" api
   fi
-  [[ $code == 0 ]] || fail "Nothing was replaced."
+  [[ $replaced == 0 ]] || fail "Nothing was replaced."
 }
 
 test() { ## [pytest arguments]: run the tests
@@ -100,7 +104,7 @@ lint() { ## Check style, types, shell scripts and Dockerfiles
   "$python" -m ruff check .
   "$python" -m ruff format --check .
   "$python" -m mypy
-  .venv/bin/shellcheck run_all.sh .ci/run docker/*.sh tests/containers/*.sh
+  .venv/bin/shellcheck run_all.sh .ci/apt .ci/run docker/*.sh tests/containers/*.sh
   .venv/bin/hadolint docker/Dockerfile.*
 }
 
@@ -140,6 +144,18 @@ fail() {
   exit 1
 }
 
+# Run a command, such as a function, up to its first failure; its exit code is in `code`. Call it on a line of its own:
+# in what is called under if, !, || or &&, bash goes on after a failed command.
+attempt() {
+  set +e
+  (
+    set -e
+    "$@"
+  )
+  code=$?
+  set -e
+}
+
 no_arguments() {
   [[ $# -eq 0 ]] || fail "This task takes no argument '$1'."
 }
@@ -174,6 +190,12 @@ one_at_a_time() {
   fi
 }
 
+# Write the lab's archive to a file that only its owner reads.
+save() {
+  umask 077
+  "${place}_archive" write >"$1"
+}
+
 # Go on only when the person, or `--yes`, says yes.
 confirm() {
   local question=$1 done=$2 flag=$3 answer
@@ -201,49 +223,75 @@ ensure_token() {
 
 # Choose as the caller says, else as before, else containers, if an engine answers and their images can be built.
 choose_place() {
-  local before="" why=""
+  local before="" why="" way=""
   if [[ -f .lab/place ]]; then before=$(<.lab/place); fi
   case ${1:-} in
   --containers | --local) place=${1#--} ;;
   "") place=$before ;;
   *) fail "up takes --containers or --local, and nothing else." ;;
   esac
-  if [[ -n $before && $before != "$place" ]] && "${before}_runs"; then
-    fail "This lab runs in the other way ($before). Stop it first: ./run_all.sh down"
+  if [[ $before && $before != "$place" ]]; then
+    way="To carry it over: ./run_all.sh backup <file>, down, up --$place, restore <file>. To begin anew: ./run_all.sh clean."
   fi
-  if [[ $place != local ]] && ! why=$(engine 2>&1); then
-    [[ -z $place ]] || fail "This lab is to run in containers, and $why. Without them: ./run_all.sh up --local"
-    place=local
-  elif [[ -z $place ]]; then
-    place=containers
-    echo "A container engine answers; its images are built now, which takes minutes the first time."
-    if ! containers_build; then
-      place=local why="the images cannot be built"
+  if [[ $before == containers ]]; then require_engine "$way"; fi
+  if [[ $way ]]; then leave "$before" "$way"; fi
+  if [[ $place != local && $before != containers ]]; then
+    why=$(obstacle)
+    if [[ -z $place && -z $why ]]; then
+      echo "A container engine answers; its images are built now, which takes minutes the first time."
+      attempt containers_build
+      [[ $code == 0 ]] || why="the images cannot be built"
     fi
+    [[ -z $place || -z $why ]] || fail "This lab is to be in containers, and $why. Nothing was started."
+    if [[ -z $why ]]; then place=containers; else place=local; fi
   fi
   case $place in
   containers) echo "Labstack, in containers" ;;
   local) echo "Labstack, as processes of this machine${why:+: $why}" ;;
   esac
-  echo "$place" >.lab/place
+}
+
+# Go on only when the lab of the place before is stopped and saved, so that no empty one begins unawares beside it.
+leave() {
+  local before=$1 way=$2 ran
+  ran=$("${before}_running")
+  [[ -z $ran ]] || fail "This lab runs in the other way ($before). Stop it first: ./run_all.sh down. $way"
+  [[ -f .lab/saved ]] || fail "This lab has its data in the other way ($before), and no backup since it came up. $way"
+  echo "The data of before ($before) stay where they are. To have them here too: ./run_all.sh restore <file>"
 }
 
 find_place() {
   [[ -f .lab/place ]] || fail "There is no lab here yet. Bring it up: ./run_all.sh"
   place=$(<.lab/place)
+  if [[ $place == containers ]]; then require_engine; fi
 }
 
-# Succeed when a container engine can bring this lab up; else say why not.
-engine() {
-  command -v docker >/dev/null || fail "there is no docker command here"
-  docker compose version >/dev/null 2>&1 || fail "docker has no Compose plugin here"
-  timeout 20 docker info >/dev/null 2>&1 || fail "no container engine answers"
-  docker compose config --quiet 2>&1 || fail "Compose does not take the settings"
+# Print what keeps a container engine from bringing this lab up, if anything does.
+obstacle() {
+  local said
+  if ! command -v docker >/dev/null; then
+    echo "there is no docker command here"
+  elif ! docker compose version >/dev/null 2>&1; then
+    echo "docker has no Compose plugin here"
+  elif ! timeout 20 docker info >/dev/null 2>&1; then
+    echo "no container engine answers"
+  elif ! said=$(docker compose config --quiet 2>&1); then
+    echo "Compose does not take the settings: $said"
+  fi
+}
+
+# Go on only when an engine can be asked about the lab, which may be running.
+require_engine() {
+  local why
+  why=$(obstacle)
+  [[ -z $why ]] || fail "This lab is in containers, and $why. Start the engine, or mend what it says, and call this again.${1:+ $1}"
 }
 
 containers_up() {
   steps=5
   step "images" containers_build
+  echo "$place" >.lab/place
+  containers_folders
   step "MLflow server" containers_start server_mlflow
   step "training" train_missing
   step "API" containers_start api
@@ -261,9 +309,49 @@ containers_build() {
   fi
 }
 
+# Make the folders that LAB_DB stands for; the engine's own would be root's.
+containers_folders() {
+  docker compose --profile mlops config --format json | sed -nE 's/^ *"source": "(\/.*)",?$/\1/p' | while IFS= read -r folder; do
+    (umask 0002 && mkdir -p "$folder")
+  done
+}
+
 containers_start() {
-  quietly docker compose up --detach --wait "$1"
+  attempt quietly docker compose up --detach --wait "$1"
+  if [[ $code != 0 ]]; then
+    containers_port_taken "$1"
+    return 1
+  fi
   containers_address "$1"
+}
+
+# Say who has the port of a service that did not start, if somebody has it.
+containers_port_taken() {
+  local id state port owner setting=MLFLOW_PORT
+  if [[ $1 == api ]]; then setting=API_PORT; fi
+  id=$(docker compose ps --all --quiet "$1")
+  [[ $id ]] || return 0
+  state=$(docker inspect --format '{{.State.Running}}' "$id")
+  port=$(docker inspect --format '{{range .HostConfig.PortBindings}}{{(index . 0).HostPort}}{{end}}' "$id")
+  owner=$(port_owner "$port")
+  [[ $state == true || -z $owner ]] || echo "Port $port, which $1 needs, is taken by $owner." \
+    "Stop it, or choose another port: $setting=<port> in .env." >&2
+}
+
+# Print who listens on a port of this machine, if anybody does.
+port_owner() {
+  local container inode descriptor pid
+  container=$(docker ps --filter "publish=$1" --format '{{.Names}}')
+  inode=$(cat /proc/net/tcp{,6} | awk -v "end=$(printf ':%04X$' "$1")" '$2 ~ end && $4 == "0A" { print $10 }' | sed -n 1p || true)
+  descriptor=$(find /proc/[0-9]*/fd -lname "socket:\[$inode\]" 2>/dev/null | sed -n 1p || true)
+  pid=$(cut -d / -f 3 <<<"$descriptor")
+  if [[ $container ]]; then
+    echo "the container ${container%%$'\n'*}"
+  elif [[ $pid ]]; then
+    echo "'$(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c -120)' (process $pid)"
+  elif [[ $inode ]]; then
+    echo "another process"
+  fi
 }
 
 containers_labstack() {
@@ -278,15 +366,17 @@ containers_labstack() {
 }
 
 containers_predict() {
-  docker compose exec -T api python -m labstack.example --shown-at "$(containers_address api)" "$@"
+  local address
+  address=$(containers_address api)
+  docker compose exec -T api python -m labstack.example --shown-at "$address" "$@"
 }
 
 containers_archive() {
   docker compose --progress quiet run --rm --no-deps -T server_mlflow archive "$1"
 }
 
-containers_runs() {
-  [[ -n $(docker compose ps --quiet) ]]
+containers_running() {
+  docker compose ps --quiet
 }
 
 containers_status() {
@@ -322,7 +412,10 @@ containers_clean() {
 }
 
 containers_addresses() {
-  printf '\nMLflow  %s\nAPI     %s\n\n' "$(containers_address server_mlflow)" "$(containers_address api)"
+  local mlflow api
+  mlflow=$(containers_address server_mlflow)
+  api=$(containers_address api)
+  printf '\nMLflow  %s\nAPI     %s\n\n' "$mlflow" "$api"
 }
 
 # Where this machine reaches a service.
@@ -337,7 +430,9 @@ containers_address() {
 local_up() {
   steps=6
   step "environment" environment
-  quietly "$python" -m labstack.local require-ports || fail "Nothing was started."
+  attempt quietly "$python" -m labstack.local require-ports
+  [[ $code == 0 ]] || fail "Nothing was started."
+  echo "$place" >.lab/place
   step "MLflow server" local_start server_mlflow
   step "database" quietly "$python" -m labstack.store
   step "training" train_missing
@@ -364,8 +459,8 @@ local_archive() {
   "$python" -m labstack.archive "$1"
 }
 
-local_runs() {
-  [[ -n $(find .lab/run -name '*.json' 2>/dev/null) ]]
+local_running() {
+  if [[ -d .lab/run ]]; then find .lab/run -name '*.json'; fi
 }
 
 local_status() {
@@ -381,9 +476,11 @@ local_down() {
 }
 
 local_clean() {
+  local ran
+  ran=$(local_running)
   if [[ -x $python ]]; then
     local_lab stop
-  elif local_runs; then
+  elif [[ $ran ]]; then
     fail "Services may run, and .venv, which could stop them, is gone. Nothing was deleted: ./run_all.sh up, then clean."
   fi
 }
@@ -403,7 +500,11 @@ step_number=0
 
 # Run a command; show what it says on standard error only when it fails, and not when it is interrupted.
 quietly() {
-  "$@" 2>.lab/errors || { cat .lab/errors >&2 && return 1; }
+  attempt "$@" 2>.lab/errors
+  if [[ $code != 0 ]]; then
+    cat .lab/errors >&2
+    return "$code"
+  fi
 }
 
 # Run one step; print its number, name, time and what it printed, on lines of its own where it is more than one.
@@ -412,7 +513,9 @@ step() {
   shift
   step_number=$((step_number + 1))
   if [[ -t 1 ]]; then printf '[%d/%d] %s ...\r' "$step_number" "$steps" "$name"; fi
-  said=$("$@" 9>&-) || fail "[$step_number/$steps] $name failed."
+  attempt "$@" 9>&- >.lab/said
+  [[ $code == 0 ]] || fail "[$step_number/$steps] $name failed."
+  said=$(<.lab/said)
   seconds=$(awk -v a="${begun/,/.}" -v b="${EPOCHREALTIME:-$SECONDS}" 'BEGIN { sub(",", ".", b); printf "%.1f", b - a }')
   [[ $said != *$'\n'* ]] || said=$'\n'$said
   printf '[%d/%d] %-14s %6s s  %s\n' "$step_number" "$steps" "$name" "$seconds" "$said"
@@ -420,9 +523,13 @@ step() {
 
 train_missing() {
   mkdir -p .lab/logs
-  local log=.lab/logs/training.log said
-  said=$("${place}_labstack" train --if-missing 2>>"$log") || { tail -n 1 "$log" >&2 && return 1; }
-  echo "$said" | paste -sd ';' | sed 's/;/; /g'
+  local log=.lab/logs/training.log
+  attempt "${place}_labstack" train --if-missing >.lab/trained 2>"$log"
+  if [[ $code != 0 ]]; then
+    tail -n 1 "$log" >&2
+    return 1
+  fi
+  paste -sd ';' .lab/trained | sed 's/;/; /g'
 }
 
 interrupted() {

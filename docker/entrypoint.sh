@@ -2,30 +2,53 @@
 # Prepare the run time, then become the service: `server`, `api`, `archive`, or a command of `labstack`.
 set -eu
 umask 0002 # whatever user runs the next container, group 0 goes on writing the data
-data=/lab/data
-if [ ! -w "$data" ]; then
-  echo "This container runs as $(id -u):$(id -g), which may not write its data folder, $data." \
-    "Let group 0 write it (chgrp 0, chmod g+rwxs), or run as its owner: LAB_USER=$(stat -c %u "$data"):0" >&2
-  exit 1
-fi
+for folder in /lab/data /lab/mlflow /lab/models /lab/training; do # an image has those that its service needs
+  if [ -d "$folder" ] && [ ! -w "$folder" ]; then
+    echo "This container runs as $(id -u):$(id -g), which may not write its data folder, $folder." \
+      "Let group 0 write it (chgrp 0, chmod g+rwxs), or run as its owner: LAB_USER=$(stat -c %u "$folder"):0" >&2
+    exit 1
+  fi
+done
 if [ "${TMPDIR:-/tmp}" != /tmp ]; then # models are larger than a /tmp in memory
   mkdir -p "$TMPDIR"
   # what killed containers left; what cannot be removed, as it is in use or went meanwhile, keeps nobody from starting
   find "$TMPDIR" -mindepth 1 -mtime +0 -delete 2>/dev/null || true
 fi
 
+# Whether MLflow's files lie where a Labstack with a single volume kept them.
+to_be_moved() {
+  [ -e /lab/data/mlruns.db ] && [ ! -e /lab/mlflow/mlruns.db ]
+}
+
 case ${1:-} in
 server)
+  if to_be_moved; then # the database last: it says that all is done
+    echo "Moving MLflow's files from the volume at /lab/data to that at /lab/mlflow." >&2
+    rm -rf /lab/mlflow/mlartifacts /lab/mlflow/mlruns.db-wal # of a move that was killed
+    for name in mlartifacts mlruns.db-wal; do
+      if [ -e "/lab/data/$name" ]; then cp -r "/lab/data/$name" /lab/mlflow/; fi
+    done
+    cp /lab/data/mlruns.db /lab/mlflow/mlruns.db.part
+    mv /lab/mlflow/mlruns.db.part /lab/mlflow/mlruns.db
+    rm -rf /lab/data/mlartifacts /lab/data/mlruns.db /lab/data/mlruns.db-*
+  fi
   export MLFLOW_PORT="${PORT:-${MLFLOW_PORT:-}}"
   exec python -m labstack.tracking_server
   ;;
 api)
+  if [ -e /lab/data/models/served.json ]; then # where it kept the API's cache; what is served is fetched anew
+    rm -rf /lab/data/models 2>/dev/null || true
+  fi
   export API_PORT="${PORT:-${API_PORT:-}}"
   python -m labstack.store >/dev/null
   exec python -m gunicorn -c python:labstack.api.gunicorn_conf labstack.api.wsgi:app
   ;;
 archive)
   shift
+  if to_be_moved; then
+    echo "This lab's data are of an older Labstack. Bring it up once with this one, which takes them over." >&2
+    exit 1
+  fi
   exec python -m labstack.archive "$@"
   ;;
 *)

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -134,6 +135,17 @@ def test_read_it_takes_the_place_of_what_was_there(small: Path, tmp_path: Path) 
     assert state(small) == before
     archive.read(settings(tmp_path / "new"), io.BytesIO(packed))
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"lab.db", "mlruns.db", "mlartifacts"}
+
+
+def test_a_lab_may_lie_on_several_file_systems(small: Path, tmp_path: Path) -> None:
+    packed, before = written(small), state(small)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        shutil.move(small / "lab.db", memory)
+        assert os.stat(memory).st_dev != tmp_path.stat().st_dev
+        archive.read(settings(small, lab_database_url=f"sqlite:///{memory}/lab.db"), io.BytesIO(packed))
+        assert os.listdir(memory) == ["lab.db"]
+        shutil.move(f"{memory}/lab.db", small)
+    assert state(small) == before
 
 
 def test_what_is_read_may_be_written_by_the_group(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
@@ -72,14 +72,15 @@ def read(config: Settings, stream: IO[bytes]) -> None:
     No service may be using the databases: it would go on with the old ones.
     """
     parts = _parts(config)
-    home = parts["lab.db"].parent
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home) as folder:
-        new, old = Path(folder, "new"), Path(folder, "old")
+    with ExitStack() as stack:
+        beside = {}  # a folder in the file system of each part, so that the exchange is only renaming
+        for home in {place.parent for place in parts.values()}:
+            home.mkdir(parents=True, exist_ok=True)
+            beside[home] = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=home)))
+        new = beside[parts["mlartifacts"].parent] / "new"
         new.mkdir()
-        old.mkdir()
         try:
-            _unpack(stream, new, _room(config, home))
+            _unpack(stream, new, _room(config, new.parent))
         except (TimeoutError, ConnectionError):
             raise  # of where the stream comes from
         except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
@@ -90,7 +91,12 @@ def read(config: Settings, stream: IO[bytes]) -> None:
         for name in ("lab.db", "mlruns.db"):
             _require_sound(new / name)
             _require_unused(parts[name])
-        _exchange(parts, new, old)
+        try:
+            for name, place in parts.items():
+                shutil.move(new / name, beside[place.parent] / name)
+        except OSError as error:
+            raise ArchiveError(f"The data cannot be replaced: {error}.") from error
+        _exchange(parts, {name: beside[place.parent] / name for name, place in parts.items()})
 
 
 def begin(config: Settings) -> None:
@@ -338,23 +344,24 @@ def _require_unused(database: Path) -> None:
         return  # damaged, which may be why it is being replaced
 
 
-def _exchange(parts: dict[str, Path], new: Path, old: Path) -> None:
+def _exchange(parts: dict[str, Path], new: dict[str, Path]) -> None:
     """Put the new parts where the old ones were; on a failure the old ones back."""
+    old = {name: path.with_name(f"{name}.old") for name, path in new.items()}
     moved = []
     try:
         for name, place in parts.items():
             if place.exists():
-                os.replace(place, old / name)
+                os.replace(place, old[name])
             moved.append(name)
-            os.replace(new / name, place)
+            os.replace(new[name], place)
     except OSError as error:
         for name in moved:
             if parts[name].is_dir():
                 shutil.rmtree(parts[name])
             else:
                 parts[name].unlink(missing_ok=True)
-            if (old / name).exists():
-                os.replace(old / name, parts[name])
+            if old[name].exists():
+                os.replace(old[name], parts[name])
         raise ArchiveError(f"The data cannot be replaced: {error}.") from error
 
 

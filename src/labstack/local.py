@@ -23,13 +23,12 @@ from typing import Any
 import click
 import psutil
 
-from labstack import example
+from labstack import example, log_file
 from labstack.settings import ROOT, Settings, load, reached_at
 
 STATE = ROOT / ".lab"
 START_SECONDS = 120.0
 BUSY_SECONDS = 20.0  # a service that lives and is busy is not broken
-KEPT_LOG_BYTES = 10_000_000  # a longer log is put aside at the next start
 STOP_SECONDS = 40.0  # a little longer than the services' own grace period
 
 
@@ -130,21 +129,15 @@ class Service:
                 how = f"restarted, it gave no answer for {BUSY_SECONDS:g} seconds"
         self.stop()
         self.require_port()
-        if self.log.exists() and self.log.stat().st_size > KEPT_LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".log.1"))
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._record.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a") as log:
-            start = self.log.stat().st_size
-            process = subprocess.Popen(
-                [sys.executable, *self.command],
-                cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.log.touch()
+        start = self.log.stat().st_size
+        reader, writer = os.pipe()
+        log = self._spawn("-m", "labstack.log_file", str(self.log), stdin=reader)
+        process = self._spawn(*self.command, output=writer)
+        os.close(reader)
+        os.close(writer)
         created = psutil.Process(process.pid).create_time()
         record = {"pid": process.pid, "created": created, "port": self.port, "settings": self.settings_digest}
         self._record.write_text(json.dumps(record))
@@ -155,10 +148,28 @@ class Service:
             raise
         if in_time and process.poll() is None:
             return how
-        said = self.log.read_bytes()[start:].decode(errors="replace")
-        why = _cause(said)[:500] if in_time else f"no answer from {self.url}/health within {START_SECONDS:g} seconds"
         self.stop()
+        log.wait(STOP_SECONDS)
+        said = self.log.read_bytes()
+        said = said[start if start <= len(said) else 0 :]  # the file may have been replaced meanwhile
+        why = f"no answer from {self.url}/health within {START_SECONDS:g} seconds"
+        if in_time:
+            why = _cause(said.decode(errors="replace"))[:500]
         sys.exit(f"{self.name} did not start: {why} (its log: {self.log.relative_to(ROOT)})")
+
+    def _spawn(
+        self, *command: str, stdin: int = subprocess.DEVNULL, output: int = subprocess.DEVNULL
+    ) -> "subprocess.Popen[bytes]":
+        """Start Python in a session of its own."""
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
+            stdin=stdin,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
     def stop(self) -> bool:
         """Stop every process of the service, gracefully first; whether there was any."""
@@ -307,9 +318,10 @@ def logs(name: str | None) -> None:
     """Print the log files of one service, or of all."""
     chosen = [_choose(name)] if name else services(load())
     for service in chosen:
-        if service.log.exists():
-            click.echo(service.log.read_text(errors="replace"), nl=False)
-        else:
+        written = [path for path in (log_file.previous(service.log), service.log) if path.exists()]
+        for path in written:
+            click.echo(path.read_text(errors="replace"), nl=False)
+        if not written:
             click.echo(f"{service.name} has no log yet.", err=True)
 
 

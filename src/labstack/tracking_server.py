@@ -3,11 +3,10 @@
 import os
 import sqlite3
 import sys
-from pathlib import Path
 
 from sqlalchemy import make_url
 
-from labstack import archive, settings
+from labstack import archive, settings, sqlite_files
 from labstack.errors import LabError
 
 
@@ -36,9 +35,7 @@ def prepare_sqlite(uri: str) -> None:
     url = make_url(uri)
     if url.get_backend_name() != "sqlite" or not url.database:
         return
-    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    if not Path(url.database).exists():
-        Path(url.database).touch()  # with the umask's mode: SQLite's own would shut the group out
+    sqlite_files.prepare(url)
     connection = sqlite3.connect(url.database, timeout=20)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.close()

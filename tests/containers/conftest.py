@@ -143,6 +143,7 @@ def stack(built: Stack) -> Iterator[Stack]:
         yield built
     finally:
         built.erase()
+        (built.folder / ".lab/place").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,7 @@ log=/var/log/labstack-dockerd.log
 
 install() { # Debian 12 carries the engine; its Compose and buildx are old or missing and come from Debian 13
   local state
-  apt-get -q update >/dev/null
-  DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends docker.io iptables ca-certificates >/dev/null
+  "$(dirname "$0")/../../.ci/apt" docker.io iptables ca-certificates
   state=$(mktemp -d)
   mkdir -p "$state"/{lists/partial,cache/archives/partial,parts} ~/.docker/cli-plugins
   sed 's/bookworm/trixie/g' /etc/apt/sources.list.d/debian.sources >"$state/parts/trixie.sources"

@@ -155,10 +155,10 @@ def test_a_stopped_server_finishes_the_upload_it_took(trained: Stack) -> None:
 def test_a_model_larger_than_the_memory_of_tmp_is_stored(trained: Stack) -> None:
     size = 150_000_000
     url = f"{trained.mlflow}/api/2.0/mlflow-artifacts/artifacts/1/large/file.bin"
-    listed = "import os; print(os.listdir('/lab/data/tmp'))"
+    listed = "import os; print(os.listdir('/lab/mlflow/tmp'))"
     before = trained.python("server_mlflow", listed)  # killed trainings leave something, for a day
     assert ask(url, bytes(size), "PUT", {"Content-Type": "application/octet-stream"}).status == 200
-    stored = "import os; print(os.path.getsize('/lab/data/mlartifacts/1/large/file.bin'))"
+    stored = "import os; print(os.path.getsize('/lab/mlflow/mlartifacts/1/large/file.bin'))"
     assert trained.python("server_mlflow", stored) == str(size)
     assert trained.python("server_mlflow", listed) == before
 
@@ -167,15 +167,15 @@ def test_what_killed_containers_left_is_removed_and_keeps_none_from_starting(tra
     """A file that is old, and a folder that is and holds a new file, which a running container may still need."""
     code = """
 import os, pathlib
-tmp = pathlib.Path("/lab/data/tmp")
+tmp = pathlib.Path("/lab/training/tmp")
 (tmp / "old").write_text("")
 (tmp / "kept").mkdir()
 (tmp / "kept/new").write_text("")
 for path in (tmp / "old", tmp / "kept"):
     os.utime(path, (0, 0))
 """
-    trained.python("server_mlflow", code)
+    in_the_volume = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "mlops", "-c")
+    trained.compose(*in_the_volume, code)
     assert "not promoted" in trained.train("iris").stdout
-    left = trained.python("server_mlflow", "import glob; print(glob.glob('/lab/data/tmp/*/new'))")
-    assert left == "['/lab/data/tmp/kept/new']"
-    assert trained.python("server_mlflow", "import os; print(os.path.exists('/lab/data/tmp/old'))") == "False"
+    left = "import glob, os; print(glob.glob('/lab/training/tmp/*/new'), os.path.exists('/lab/training/tmp/old'))"
+    assert trained.compose(*in_the_volume, left).stdout == "['/lab/training/tmp/kept/new'] False\n"

@@ -1,6 +1,7 @@
 """What is in the images, and what is not."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -64,7 +65,7 @@ def test_it_says_what_it_is_and_runs_as_nobody_in_particular(service: str) -> No
     assert config["Labels"]["org.opencontainers.image.title"] == f"labstack-{PACKAGES[service]}"
     assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT"
     assert ("Healthcheck" in config) == (service != "mlops")
-    assert shell(service, "find / -xdev -perm /6000 -type f -newer /opt/env") == ""
+    assert shell(service, "find / -xdev -perm /6000 -type f") == ""
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -76,7 +77,14 @@ def test_no_secret_and_nothing_unasked_for_is_in_it(service: str, built: Stack) 
     assert (saved.returncode, found.stdout) == (0, "0\n")
     assert SECRET not in docker("history", "--no-trunc", image(service)).stdout
     assert shell(service, "find /lab -name '.*' -o -name 'conda-lock*' -o -name '*.yml'") == ""
-    assert shell(service, "ls /lab").split() == {"server_mlflow": ["data", "src"]}.get(service, ["data", "db", "src"])
+    assert (
+        shell(service, "ls /lab").split()
+        == {
+            "server_mlflow": ["data", "mlflow", "src"],
+            "api": ["data", "db", "models", "src"],
+            "mlops": ["data", "db", "src", "training"],
+        }[service]
+    )
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -115,15 +123,33 @@ def test_a_port_given_from_outside_is_listened_on(service: str, path: str) -> No
         docker("rm", "--force", "--volumes", container)
 
 
-def test_a_data_folder_that_it_may_not_write_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize(("service", "own"), [("server_mlflow", "mlflow"), ("api", "models"), ("mlops", "training")])
+def test_a_data_folder_that_it_may_not_write_is_named(
+    service: str, own: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("data")
-    for service in SERVICES:
-        refused = docker("run", "--rm", "--volume", f"{folder}:/lab/data", image(service), check=False)
+    for name in ("data", own):
+        refused = docker("run", "--rm", "--volume", f"{folder}:/lab/{name}", image(service), check=False)
         assert refused.returncode == 1
         assert refused.stderr == (
-            "This container runs as 10001:0, which may not write its data folder, /lab/data. Let group 0 write it "
-            "(chgrp 0, chmod g+rwxs), or run as its owner: LAB_USER=0:0\n"
+            f"This container runs as 10001:0, which may not write its data folder, /lab/{name}. Let group 0 write it "
+            f"(chgrp 0, chmod g+rwxs), or run as its owner: LAB_USER={os.getuid()}:0\n"
         )
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_environment_without_packages_for_the_platform_is_no_image(service: str, built: Stack) -> None:
+    locks = built.folder / ".lab/containers/locks/none"
+    locks.mkdir(parents=True, exist_ok=True)
+    name = f"conda-lock-{PACKAGES[service]}.yml"
+    lock = yaml.safe_load((built.folder / built.variables.get("LOCK_DIR", "conda-cfg") / name).read_text())
+    lock["package"] = []
+    (locks / name).write_text(yaml.safe_dump(lock))
+    refused = built.compose("build", service, check=False, settings={"LOCK_DIR": ".lab/containers/locks/none"})
+    assert refused.returncode != 0
+    assert f"The environment is empty: .lab/containers/locks/none/{name} holds no packages for linux/" in (
+        refused.stdout + refused.stderr
+    )
 
 
 def test_help_needs_no_lab() -> None:

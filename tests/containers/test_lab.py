@@ -138,13 +138,31 @@ for host in ("server_mlflow:5001", "evil.example", "evil.example:5001"):
     assert ask(search, headers={"Host": "evil.example"}).status == 403
 
 
+FOLDERS = {
+    "server_mlflow": {"/lab/data", "/lab/mlflow"},
+    "api": {"/lab/data", "/lab/models"},
+    "mlops": {"/lab/data", "/lab/training"},
+}
+
+
+def test_each_container_has_only_its_own_folders_and_a_limit_to_what_it_takes(stack: Stack) -> None:
+    for service in SERVICES:
+        state = stack.state(service)
+        assert {mount["Destination"] for mount in state["Mounts"]} == FOLDERS[service]
+        assert 0 < state["HostConfig"]["PidsLimit"] <= 2048
+        assert 0 < state["HostConfig"]["CpuQuota"] <= 400_000
+        assert 0 < state["HostConfig"]["Memory"] <= 4 * 2**30
+    volumes = {service: {mount["Name"] for mount in stack.state(service)["Mounts"]} for service in SERVICES}
+    assert len(set.union(*volumes.values())) == 4
+    assert len(set.intersection(*volumes.values())) == 1
+
+
 def test_each_container_runs_as_nobody_without_privileges(stack: Stack) -> None:
     for service in ("server_mlflow", "api"):
         host = stack.state(service)["HostConfig"]
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]
         assert host["RestartPolicy"]["Name"] == "always"
-        assert host["Memory"] > 0
         assert host["LogConfig"]["Config"]["max-size"] == "10m"
         users = docker("top", stack.container(service), "-eo", "pid,uid,gid").stdout.splitlines()[1:]
         assert {tuple(line.split()[1:]) for line in users} == {("10001", "0")}
@@ -204,12 +222,65 @@ def test_any_user_goes_on_with_the_data(stack: Stack) -> None:
     stack.serves(1)
 
 
-def test_a_folder_in_the_place_of_the_volume(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_without_a_token_operators_are_refused_wherever_they_are(stack: Stack) -> None:
+    """A Host header is the caller's to choose, and the engine's relay makes another machine look like this one."""
+    stack.up(API_ADMIN_TOKEN="")
+    code = """
+import json, urllib.error, urllib.request
+for host in ("localhost:5002", "127.0.0.1:5002", "api:5002"):
+    request = urllib.request.Request("http://api:5002/rollback", b"{}", {"Content-Type": "application/json"})
+    request.add_header("Host", host)
+    try:
+        print(urllib.request.urlopen(request).status)
+    except urllib.error.HTTPError as error:
+        print(error.code, "API_ADMIN_TOKEN" in json.load(error)["detail"])
+"""
+    assert stack.python("server_mlflow", code).splitlines() == ["403 True"] * 3
+    for path in ("/rollback", "/update-model", "/accept-next-model", "/reject-next-model", "/admin/reload"):
+        refused = ask(stack.api + path, {"version": 1}, "POST")
+        assert (refused.status, "API_ADMIN_TOKEN" in refused.json["detail"]) == (403, True), path
+    assert stack.predict(IRIS_ROW).status == 200
+    stack.up()
+    stack.serves(1)
+
+
+def test_a_lab_of_one_volume_goes_on_with_a_volume_for_each_service(stack: Stack) -> None:
+    """As a Labstack left it that kept everything at /lab/data; and a first move was killed."""
+    stack.compose("down")
+    shell = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "sh")
+    stack.compose(*shell, "api", "-c", "mv /lab/models/cache /lab/data/models")
+    back = "cd /lab/mlflow && mv mlruns.db mlartifacts /lab/data/ && mkdir -p mlartifacts/half && touch mlruns.db.part"
+    stack.compose(*shell, "server_mlflow", "-c", back)
+    refused = stack.compose("run", "--rm", "-T", "--no-deps", "server_mlflow", "archive", "write", check=False)
+    assert (refused.returncode, "Bring it up once" in refused.stderr) == (1, True)
+    stack.up()
+    assert "Moving MLflow's files" in stack.logs("server_mlflow")
+    stack.serves(1)
+    assert stack.predict(IRIS_ROW).json["prediction"]["class"] == "setosa"
+    listed = "import os; print(*sorted(os.listdir('/lab/data')), *sorted(os.listdir('/lab/mlflow')), sep=' ')"
+    kept = set(stack.python("server_mlflow", listed).split())
+    assert kept >= {"lab.db", "mlruns.db", "mlartifacts"}
+    assert not kept & {"models", "mlruns.db.part"}
+    assert stack.python("server_mlflow", "import os; print(os.path.exists('/lab/data/mlruns.db'))") == "False"
+    assert stack.python("server_mlflow", "import os; print(os.path.exists('/lab/mlflow/mlartifacts/half'))") == "False"
+    assert ask(f"{stack.mlflow}/api/2.0/mlflow/model-versions/get?name=iris&version=4").status == 200
+    assert "not promoted" in stack.train("iris").stdout
+
+
+def test_a_folder_in_the_place_of_the_volumes(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("data")
+    for name in ("mlflow", "models", "training"):
+        (folder / "volumes" / name).mkdir(parents=True)
     own = {"LAB_DB": str(folder), "LAB_USER": f"{os.getuid()}:0"}
     stack.compose("down")
     stack.up(**own)
-    assert {path.name for path in folder.iterdir()} >= {"lab.db", "mlruns.db"}
+    assert (folder / "lab.db").exists()
+    assert (folder / "volumes/mlflow/mlruns.db").exists()
+    for service in ("server_mlflow", "api"):
+        assert stack.python(service, "import os; print(os.listdir('/lab/data/volumes'))") == "[]"
+        code = "open('/lab/data/volumes/file', 'w')"
+        refused = stack.compose("exec", "-T", service, "python", "-c", code, check=False)
+        assert "Read-only file system" in refused.stderr + refused.stdout
     assert stack.version() is None  # another lab
     stack.compose("down", settings=own)
     stack.up()
@@ -235,4 +306,4 @@ def test_a_lab_begins_with_the_archive_that_a_setting_names(stack: Stack) -> Non
         server.wait()
     assert f"This lab begins with the data of http://{gateway}:18765/lab.tar.gz." in stack.logs("server_mlflow")
     stack.serves(1)
-    assert "iris version 6 was not promoted" in stack.train("iris").stdout
+    assert "iris version 7 was not promoted" in stack.train("iris").stdout

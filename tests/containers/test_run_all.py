@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import socket
 import subprocess
 from pathlib import Path
 
-from tests.conftest import ask
+import pytest
+
+from tests.conftest import ask, free_port
 from tests.containers.conftest import Stack, docker
 
 STEPS = ["images", "MLflow server", "training", "API", "prediction"]
@@ -30,10 +33,9 @@ def test_images_that_cannot_be_built_leave_local_processes(stack: Stack) -> None
     assert "no.such.host/image:none" in refused.stderr
     assert "Labstack, as processes of this machine: the images cannot be built\n" in refused.stdout
     assert "A setting is wrong: API_WORKERS" in refused.stderr
-    (stack.folder / ".lab/place").unlink()
     refused = run(stack, "up", "--containers", BASE_IMAGE="no.such.host/image:none")
     assert (refused.returncode, "[1/5] images failed." in refused.stderr) == (1, True)
-    (stack.folder / ".lab/place").unlink()
+    assert not (stack.folder / ".lab/place").exists()  # nothing was begun
 
 
 def test_from_nothing_to_a_prediction(stack: Stack) -> None:
@@ -59,6 +61,49 @@ def test_called_again_it_leaves_alone_what_runs_and_changes_what_has_changed(sta
     assert changed.returncode == 0, changed
     assert stack.state("server_mlflow")["Id"] == before[0]
     assert len(docker("top", stack.container("api")).stdout.splitlines()) == 1 + 3  # init, gunicorn, its worker
+
+
+@pytest.mark.parametrize(
+    ("setting", "service", "step"),
+    [("MLFLOW_PORT", "server_mlflow", "[2/5] MLflow server"), ("API_PORT", "api", "[4/5] API")],
+)
+def test_a_port_that_is_taken_stops_it_and_is_named_with_its_owner_and_the_setting(
+    stack: Stack, setting: str, service: str, step: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        refused = run(stack, "up", cwd=None, **{setting: str(port)})
+    assert refused.returncode == 1
+    *_, message, last = refused.stderr.splitlines()
+    assert message.startswith(f"Port {port}, which {service} needs, is taken by '")
+    assert message.endswith(f" (process {os.getpid()}). Stop it, or choose another port: {setting}=<port> in .env.")
+    assert last == f"{step} failed."
+    assert step not in refused.stdout
+    assert "prediction" not in refused.stdout
+
+
+def test_a_port_that_a_container_has_is_named_with_the_container(stack: Stack) -> None:
+    port, image = free_port(), f"{stack.variables['COMPOSE_PROJECT_NAME']}-api"
+    command = ("--entrypoint", "sleep", image, "300")
+    container = docker("run", "--detach", "--name", "squatter", "--publish", f"127.0.0.1:{port}:80", *command)
+    try:
+        refused = run(stack, "up", API_PORT=str(port))
+    finally:
+        docker("rm", "--force", "--volumes", container.stdout.strip())
+    assert f"Port {port}, which api needs, is taken by the container squatter. Stop it, or" in refused.stderr
+    assert refused.stderr.endswith("\n[4/5] API failed.\n")
+    assert run(stack, "up").returncode == 0
+
+
+def test_an_engine_that_does_not_answer_is_no_lab_that_does_not_run(stack: Stack) -> None:
+    for task in ("up", "up --local", "status", "down", "train"):
+        refused = run(stack, *task.split(), DOCKER_HOST="unix:///no/engine")
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("This lab is in containers, and no container engine answers. Start the engine")
+    assert run(stack, "status").returncode == 0
+    refused = run(stack, "up", "--local")
+    assert (refused.returncode, "Stop it first: ./run_all.sh down" in refused.stderr) == (1, True)
+    assert (stack.folder / ".lab/place").read_text() == "containers\n"
 
 
 def test_status_logs_and_predict(stack: Stack) -> None:
@@ -107,11 +152,23 @@ def test_backup_and_restore(stack: Stack, tmp_path: Path) -> None:
     stack.serves(2)
 
 
+def test_the_lab_is_carried_over_to_processes_and_back(stack: Stack, tmp_path: Path) -> None:
+    for number, place in enumerate(("local", "containers")):
+        archive = f"{tmp_path}/{number}.tar.gz"
+        for task in (f"backup {archive}", "down", f"up --{place}", f"restore {archive} --yes"):
+            done = run(stack, *task.split())
+            assert done.returncode == 0, (task, done)
+        assert (stack.folder / ".lab/place").read_text() == f"{place}\n"
+        stack.serves(2)
+
+
 def test_down_and_then_clean(stack: Stack) -> None:
     assert run(stack, "down").returncode == 0
     status = run(stack, "status")
     assert (status.returncode, status.stdout.split()) == (1, ["server_mlflow", "down", "api", "down"])
     assert run(stack, "predict").returncode == 1
+    refused = run(stack, "up", "--local")
+    assert (refused.returncode, "backup <file>, down, up --local, restore <file>" in refused.stderr) == (1, True)
     project = stack.variables["COMPOSE_PROJECT_NAME"]
     assert docker("volume", "ls", "--quiet", "--filter", f"name={project}").stdout
     env = (stack.folder / ".env").read_text()

@@ -1,5 +1,6 @@
 """run_all.sh and the README's commands, run as a newcomer would: on a fresh copy, in a path with spaces."""
 
+import http.client
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +21,7 @@ import pytest
 from labstack.settings import ROOT
 from labstack.store import audit
 from labstack.store.database import connect
-from tests.conftest import IRIS_ROW, answers, ask, free_port
+from tests.conftest import IRIS_ROW, answers, ask, free_port, wait_until
 
 NO_ENGINE = "(there is no docker command here|docker has no Compose plugin here|no container engine answers)"
 README = (ROOT / "README.md").read_text()
@@ -196,6 +198,31 @@ def test_pipeline_files_are_those_of_the_callers_folder(copy: Copy, tmp_path: Pa
         assert refused.stderr.startswith(f"Training stopped: {message}")
 
 
+def test_a_log_is_replaced_while_its_service_runs_and_no_line_is_lost(copy: Copy) -> None:
+    log = copy.folder / ".lab/logs/api.log"
+    older = log.with_name("api.log.1")
+    connection = http.client.HTTPConnection("localhost", copy.api_port, timeout=30)
+    body, sent = json.dumps([IRIS_ROW] * 10), 0
+    before = copy.pids()
+    while not older.exists() or sent % 100:
+        headers = {"Content-Type": "application/json", "X-Request-Id": f"line-{sent:05}"}
+        connection.request("POST", "/predict", body, headers)
+        assert connection.getresponse().read()
+        sent += 1
+        assert sent < 20_000
+    connection.close()
+
+    def logged() -> list[str]:
+        return re.findall(r'"request_id":"line-(\d+)"', older.read_text() + log.read_text())
+
+    wait_until(lambda: len(logged()) >= sent, 30, "all lines are written")
+    assert sorted(logged()) == [f"{number:05}" for number in range(sent)]
+    assert older.stat().st_size + log.stat().st_size < 20_000_000
+    assert f"line-{0:05}" in copy.run("logs", "api").stdout
+    assert copy.pids() == before
+    assert copy.run("status").returncode == 0
+
+
 def test_an_environment_is_not_taken_from_under_a_running_lab(copy: Copy) -> None:
     stamp = copy.folder / ".venv/labstack-requirements.txt"
     made = stamp.read_text()
@@ -207,21 +234,22 @@ def test_an_environment_is_not_taken_from_under_a_running_lab(copy: Copy) -> Non
 
 
 def test_the_readmes_commands_do_what_it_shows(copy: Copy) -> None:
+    follow_readme(copy.folder, str(copy.mlflow_port), str(copy.api_port), env=copy.environment())
+
+
+def follow_readme(folder: Path, mlflow_port: str, api_port: str, **options: Any) -> None:
+    """Run every shell block of the README in a copy of the project, on its ports; all do what the README shows."""
     everywhere = re.sub(r"\n## Containers\n.*?\n## ", "\n## ", README, flags=re.DOTALL)
     blocks = re.findall(r"```bash\n(.*?)```(?:\n\n```json\n(.*?)```)?", everywhere, re.DOTALL)
     assert len(blocks) >= 8
     for command, shown in blocks:
         if command == "./run_all.sh test\n":  # this is what it runs
             continue
-        moved = command.replace("localhost:5001", f"localhost:{copy.mlflow_port}").replace(
-            "localhost:5002", copy.api[7:]
+        moved = command.replace("localhost:5001", f"localhost:{mlflow_port}").replace(
+            "localhost:5002", f"localhost:{api_port}"
         )
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", moved],
-            cwd=copy.folder,
-            env=copy.environment(),
-            capture_output=True,
-            text=True,
+            ["bash", "-euo", "pipefail", "-c", moved], cwd=folder, capture_output=True, text=True, **options
         )
         assert done.returncode == 0, (moved, done)
         if moved.startswith("curl") or "curl -s" in moved:
@@ -325,15 +353,24 @@ def test_a_port_that_is_taken_is_named_with_its_owner_and_the_setting(copy: Copy
     assert step == "Nothing was started."
 
 
-def test_containers_that_are_asked_for_and_cannot_be_had_are_refused_with_the_reason(copy: Copy) -> None:
+def test_no_empty_lab_is_begun_in_containers_beside_one_that_is_not_saved(copy: Copy, tmp_path: Path) -> None:
     assert copy.run("down").returncode == 0
+    (copy.folder / ".lab/saved").unlink(missing_ok=True)
     refused = copy.run("up", "--containers")
     assert refused.returncode == 1
-    assert re.match(
-        rf"This lab is to run in containers, and {NO_ENGINE}\. .*: \./run_all.sh up --local\n$",
-        refused.stderr,
-    )
-    assert copy.run("up", "--sideways").stderr == "up takes --containers or --local, and nothing else.\n"
+    assert "backup <file>, down, up --containers, restore <file>" in refused.stderr
+    assert copy.run("backup", str(tmp_path / "lab.tar.gz")).returncode == 0
+    refused = copy.run("up", "--containers")
+    assert (refused.returncode, bool(re.search(NO_ENGINE, refused.stderr))) == (1, True)
+
+
+def test_containers_that_are_asked_for_and_cannot_be_had_are_refused_with_the_reason(bare: Copy) -> None:
+    refused = bare.run("up", "--containers")
+    assert refused.returncode == 1
+    message = rf"This lab is to be in containers, and {NO_ENGINE}\. Nothing was started\.\n"
+    assert re.fullmatch(message, refused.stderr)
+    assert not (bare.folder / ".lab/place").exists()
+    assert bare.run("up", "--sideways").stderr == "up takes --containers or --local, and nothing else.\n"
 
 
 def test_a_wrong_setting_stops_it_with_one_line(copy: Copy) -> None:
@@ -375,6 +412,34 @@ def test_where_no_lab_is_none_is_made(bare: Copy, task: str) -> None:
     refused = bare.run(task)
     assert (refused.returncode, refused.stderr) == (1, "There is no lab here yet. Bring it up: ./run_all.sh\n")
     assert not (bare.folder / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "up",
+        "up --local",
+        "down",
+        "status",
+        "logs",
+        "train",
+        "predict",
+        "backup",
+        "restore {folder}/x --yes",
+        "clean --yes",
+    ],
+)
+def test_a_lab_in_containers_whose_engine_is_down_is_left_alone(bare: Copy, task: str) -> None:
+    (bare.folder / ".lab").mkdir()
+    (bare.folder / ".lab/place").write_text("containers\n")
+    (bare.folder / "x").touch()
+    refused = bare.run(*task.format(folder=bare.folder).split())
+    assert refused.returncode == 1
+    assert re.match(f"This lab is in containers, and {NO_ENGINE}\\. Start the engine", refused.stderr), refused
+    assert ("backup <file>, down, up --local, restore <file>" in refused.stderr) == (task == "up --local")
+    assert ("--local" in refused.stderr) == (task == "up --local")
+    assert not (bare.folder / ".venv").exists()
+    assert (bare.folder / ".lab/place").read_text() == "containers\n"
 
 
 def test_a_path_that_databases_cannot_name_is_refused(tmp_path: Path) -> None:

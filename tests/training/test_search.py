@@ -121,6 +121,19 @@ def test_a_database_that_cannot_be_had_is_said_so(table: Path, tmp_path: Path) -
         run(table, f"sqlite:///{tmp_path}/search.db")
 
 
+@pytest.mark.usefixtures("group_writable")
+def test_its_database_is_the_groups_too(table: Path, url: str, tmp_path: Path) -> None:
+    run(table, url, trials=2)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "made").iterdir()}
+    assert modes == {"search.db": 0o664, "search.db-wal": 0o664, "search.db-shm": 0o664}
+
+
+def test_a_folder_that_cannot_be_made_is_said_so(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SearchError, match=r"SEARCH_DATABASE_URL: .*/file/search.db cannot be made: "):
+        run(table, f"sqlite:///{tmp_path}/file/search.db")
+
+
 def test_processes_share_a_search(table: Path, url: str) -> None:
     found, trials = run(table, url, processes=2, trials=20)
     assert sorted(trial.number for trial in trials) == list(range(20))

@@ -1,6 +1,7 @@
-"""The query parameters that each endpoint takes. A request with any other is refused, as its sender expects something.
+"""The query parameters that each endpoint takes.
 
-Pages for people ignore what they do not know, as links to them may carry more.
+One that another endpoint knows is refused where it would be ignored, as its sender expects something. All others are
+ignored, as probes and proxies add some.
 """
 
 from typing import Any
@@ -29,15 +30,18 @@ QUERIES: dict[str, dict[str, Schema]] = {
         "before": {"type": "integer", "minimum": 1, "maximum": MAX_ID},
     },
 }
+ANYWHERE = {name for queries in QUERIES.values() for name in queries}
 
 
 def require_known() -> None:
-    """Before a request: raise Problem, 422, for a query parameter that would be ignored, is empty or is repeated."""
+    """Before a request: raise Problem, 422, for a parameter of ours that would be ignored, is empty or is repeated."""
     rule = request.url_rule
     if rule is None or rule.endpoint.startswith(PAGES):
         return
     known = QUERIES.get(rule.endpoint.rpartition(".")[2], {})
     for name, values in request.args.lists():
+        if name not in known and name not in ANYWHERE:
+            continue
         if name not in known:
             instead = f"it takes {', '.join(known)}" if known else "it takes none"
             if name == "model" and rule.rule == "/predict":

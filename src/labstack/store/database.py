@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import alembic.command
@@ -31,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from labstack import locks
+from labstack import locks, sqlite_files
 from labstack.errors import LabError
 from labstack.settings import ROOT
 
@@ -88,13 +87,10 @@ def connect(url: str, busy_seconds: float = BUSY_TIMEOUT_SECONDS, durable: bool 
         engine = create_engine(parsed, connect_args={"timeout": busy_seconds})
     except (ArgumentError, ImportError, ValueError) as error:
         raise DatabaseError(f"LAB_DATABASE_URL is not usable: {error}") from error
-    if parsed.database:
-        try:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            if not Path(parsed.database).exists():
-                Path(parsed.database).touch()  # with the umask's mode: SQLite's own would shut the group out
-        except OSError as error:
-            raise DatabaseError(f"The database {parsed.database} cannot be made: {error.strerror}.") from error
+    try:
+        sqlite_files.prepare(parsed)
+    except OSError as error:
+        raise DatabaseError(f"The database {parsed.database} cannot be made: {error.strerror}.") from error
     if parsed.database:
         event.listen(engine, "do_connect", _require_file)
         event.listen(engine, "connect", _remember_file)

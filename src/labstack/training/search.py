@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from labstack import sqlite_files
 from labstack.contract import Matrix
 from labstack.errors import LabError
 from labstack.store.database import write_ahead
@@ -149,8 +149,10 @@ def _create(pipeline: Pipeline, url: str, name: str) -> optuna.Study:
         raise SearchError(f"SEARCH_DATABASE_URL: the driver of this database is not installed: {error}") from error
     except (SQLAlchemyError, ValueError):  # whose text may hold a part of a password
         raise SearchError("SEARCH_DATABASE_URL is no URL of a database, such as sqlite:///path/to/file.db") from None
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        sqlite_files.prepare(parsed)
+    except OSError as error:
+        raise SearchError(f"SEARCH_DATABASE_URL: {parsed.database} cannot be made: {error.strerror}") from error
     for attempt in range(5):
         try:
             return _study(url, name, pipeline.more_is_better, pipeline.search.prune, pipeline.split.seed)

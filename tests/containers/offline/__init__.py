@@ -75,7 +75,7 @@ def _base_image(name: str) -> None:
         return
     release = name.partition(":")[2].removesuffix("-slim")
     if shutil.which("debootstrap") is None:
-        _run("apt-get", "-q", "install", "-y", "--no-install-recommends", "debootstrap")
+        _run(str(ROOT / ".ci/apt"), "debootstrap")
     tree = Path(_run("mktemp", "-d").strip())
     _run("debootstrap", "--variant=minbase", "--include=python3,ca-certificates", release, str(tree))
     _run("sh", "-c", f'rm -rf "{tree}"/var/cache/apt/archives/*.deb && tar -C "{tree}" -c . | docker import - {name}')

@@ -1,7 +1,14 @@
 #!/bin/sh
-# Take from a conda environment what running it does not need, and compile the rest, since no container may write there.
+# `make-environment.sh NAME`: make the conda environment /opt/env of the lock file /tmp/conda-lock.yml, a copy of NAME,
+# without what running it does not need, and compiled, since no container may write there.
 set -eu
-env=$1
+env=/opt/env
+micromamba create --yes --prefix "$env" --file /tmp/conda-lock.yml
+if [ ! -x "$env/bin/python" ]; then # micromamba takes no package for another platform, and is content with none
+  echo "The environment is empty: $1 holds no packages for ${TARGETPLATFORM:-this platform} ($(uname -m))." \
+    "Build for a platform that it was locked for, such as linux/amd64, or lock it anew." >&2
+  exit 1
+fi
 find "$env" -depth -type d \( -name tests -o -name test \) -path '*/python3*' -exec rm -rf {} +
 find "$env" \( -name '*.a' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.[ch]pp' \) -type f -delete
 rm -rf "$env"/include "$env"/share/doc "$env"/share/man "$env"/share/info "$env"/pkgs "$env"/lib/cmake "$env"/lib/pkgconfig
