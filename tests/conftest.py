@@ -272,7 +272,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 def fill(disk: Path) -> Path:
     """Take all the room of a disk; the file that takes it."""
-    ballast = disk / "ballast"
+    ballast = disk / f"ballast-{time.monotonic_ns()}"
     with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(b"x" * 4096)

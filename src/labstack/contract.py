@@ -113,7 +113,7 @@ class Contract(BaseModel):
 
     task: Literal["classification", "regression"]
     target: Name
-    features: tuple[Feature, ...] = Field(min_length=1, max_length=MAX_FEATURES)
+    features: tuple[Feature, ...] = Field(max_length=MAX_FEATURES)
     classes: tuple[Category, ...] = Field(max_length=MAX_NAMES)
     sample: Sample
     onnx: Onnx | None = None

@@ -171,6 +171,10 @@ def test_no_parameter_of_a_query_is_ignored(api: Process, path: str, body: Any, 
     assert said in answer.json["detail"]
 
 
+def test_what_probes_add_to_a_query_is_ignored(api: Process) -> None:
+    assert ask(f"{api.url}/health?probe=1&t=").status == 200
+
+
 @pytest.mark.parametrize("version", [pytest.param("9" * 5000, id="long"), "-1", "1.0"])
 def test_a_version_that_is_no_number_is_not_found(app: Any, version: str) -> None:
     assert app.test_client().get(f"/v2/models/iris/versions/{version}").status_code == 404

@@ -113,9 +113,13 @@ def test_newcombes_interval_is_the_published_one() -> None:
     assert difference(10, 10, 0, 20, z) == pytest.approx((0.6791, 1.0), abs=5e-5)
 
 
-@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 300), st.integers(1, 300))
-def test_two_proportions_is_the_root_of_chi_square(good: int, other: int, count: int, others: int) -> None:
-    assume(good <= count and other <= others and 0 < good + other < count + others)
+PART = st.integers(1, 300).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count)))
+
+
+@given(PART, PART)
+def test_two_proportions_is_the_root_of_chi_square(part: tuple[int, int], another: tuple[int, int]) -> None:
+    (good, count), (other, others) = part, another
+    assume(0 < good + other < count + others)
     theirs = stats.chi2_contingency([[good, count - good], [other, others - other]], correction=False)
     p = two_proportions(good, count, other, others)
     assert 2 * min(p, 1 - p) == pytest.approx(theirs.pvalue, abs=1e-9)

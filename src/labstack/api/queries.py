@@ -1,7 +1,7 @@
 """The query parameters that each endpoint takes.
 
-One that another endpoint knows is refused where it would be ignored, as its sender expects something. All others are
-ignored, as probes and proxies add some.
+One that would be ignored is refused, as its sender expects something. Only what no endpoint knows may come with a GET,
+to which probes and proxies add parameters of their own.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ def require_known() -> None:
         return
     known = QUERIES.get(rule.endpoint.rpartition(".")[2], {})
     for name, values in request.args.lists():
-        if name not in known and name not in ANYWHERE:
+        if name not in ANYWHERE and request.method in ("GET", "HEAD"):
             continue
         if name not in known:
             instead = f"it takes {', '.join(known)}" if known else "it takes none"

@@ -232,15 +232,17 @@ def csv_lines(engine: Engine, name: str) -> Iterator[str]:
     """A dataset as the lines of a CSV file that `load_csv` and other programs read. Raises UnknownDatasetError.
 
     The description is left out, as to others a line of it is the header; and so that no name is taken for one, a
-    header is quoted that begins with what has a meaning at the beginning of a file.
+    header is quoted that begins with what has a meaning at the beginning of a file. The cells of a lone column of text
+    are quoted, as others skip a line of blanks.
     """
     known = summary(engine, name)
     parts = (read(engine, name, start, CHUNK_ROWS).cells for start in range(0, known.rows, CHUNK_ROWS))
     names = [column.name for column in known.columns]
+    is_lone_text = [column.type for column in known.columns] == ["text"]
     return chain(
-        _csv([names], csv.QUOTE_ALL if names[0].startswith(("#", "\ufeff")) else csv.QUOTE_MINIMAL),
+        _csv([names], quoted=names[0].startswith(("#", "\ufeff"))),
         chain.from_iterable(
-            _csv(zip(*(map(_written, _values(cells)) for cells in part), strict=True)) for part in parts
+            _csv(zip(*(map(_written, _values(cells)) for cells in part), strict=True), is_lone_text) for part in parts
         ),
     )
 
@@ -252,8 +254,9 @@ class _Lines:
         return line.removesuffix("\r\n") + "\n"
 
 
-def _csv(rows: Iterable[Iterable[object]], quoting: Literal[0, 1] = csv.QUOTE_MINIMAL) -> Iterator[str]:
+def _csv(rows: Iterable[Iterable[object]], quoted: bool) -> Iterator[str]:
     # cells that hold a character of the line's end are quoted, of which a single \r is one to those who read
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL
     return map(csv.writer(_Lines(), lineterminator="\r\n", quoting=quoting).writerow, rows)
 
 

@@ -119,12 +119,12 @@ def require_promotable(client: MlflowRest, model: str, number: int, settings: Se
     """
     contract = require_servable(client, model, number, settings)
     if not force and registry.SCHEMA_CHANGE_TAG not in client.version(model, number).tags:
-        _require_compatible(client, model, number, contract, settings)
+        _require_compatible(client, model, number, contract, settings, "production")
 
 
 def require_canary(client: MlflowRest, model: str, number: int, settings: Settings) -> None:
     """Raise TrialError when a version cannot be served, and TrainingError when it breaks callers of production."""
-    _require_compatible(client, model, number, require_servable(client, model, number, settings), settings)
+    _require_compatible(client, model, number, require_servable(client, model, number, settings), settings, "a canary")
 
 
 def require_servable(client: MlflowRest, model: str, number: int, settings: Settings) -> Contract:
@@ -132,12 +132,14 @@ def require_servable(client: MlflowRest, model: str, number: int, settings: Sett
     return trial.require_servable(client, client.version(model, number), settings)
 
 
-def _require_compatible(client: MlflowRest, model: str, number: int, contract: Contract, settings: Settings) -> None:
+def _require_compatible(
+    client: MlflowRest, model: str, number: int, contract: Contract, settings: Settings, role: str
+) -> None:
     with _incumbent(client, model, settings) as incumbent:
         if incumbent is not None and (broken := contract.breaks_with(incumbent.contract)):
             raise TrainingError(
-                f"Version {number} of {model!r} does not keep to the contract of production, version "
-                f"{incumbent.record.number}: {'; '.join(broken)}."
+                f"Version {number} of {model!r} cannot be {role}: {'; '.join(broken)}, unlike version "
+                f"{incumbent.record.number} in production."
             )
 
 

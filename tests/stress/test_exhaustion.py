@@ -39,14 +39,24 @@ def test_connections_wait_while_no_descriptors_are_left(lab: Lab, tmp_path: Path
         many = [stack.enter_context(closing(socket.create_connection(address, timeout=30))) for _ in range(100)]
         wait_until(lambda: len(exhausted(api)) == 2, 30, "both workers say so")
         before = sum(worker.cpu_times().user + worker.cpu_times().system for worker in workers)
-        for connection in many:  # idle ones are closed after a while, and leave their place to those that wait
-            connection.sendall(PREDICT)
-        for connection in many:
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        answered = sum(
+            map(answers, many)
+        )  # idle ones are closed after a while, and leave their place to those that wait
+        assert answered > 20
+        assert predict(api, 20) == 20
         assert sum(worker.cpu_times().user + worker.cpu_times().system for worker in workers) - before < 3
         assert psutil.Process(api.popen.pid).children() == workers
         assert len(exhausted(api)) == 2, "each says it once"
         assert [line for line in api.lines() if line["message"].startswith("Exception in worker")] == []
+
+
+def answers(connection: socket.socket) -> bool:
+    """Whether a connection is served, which one that was idle for too long is not."""
+    try:
+        connection.sendall(PREDICT)
+        return connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    except ConnectionError:
+        return False
 
 
 def exhausted(api: Process) -> list[dict[str, Any]]:
@@ -75,8 +85,10 @@ def test_a_full_disk_stops_no_worker_and_what_was_counted_meanwhile_is_not_lost(
 
         wait_until(noted, 30, "a worker says that it counts in memory")
         assert ask(f"{api.url}/metrics").status == 200
+        more = fill(disk)  # also the room that the killed worker left
         assert ask(f"{api.url}/admin/reload", b"", "POST").status == 503
         ballast.unlink()
+        more.unlink(missing_ok=True)
 
         def counted() -> bool:
             nonlocal sent
