@@ -1,12 +1,19 @@
-"""A loaded version that turns a matrix into predictions, and predictions into the results that answers hold."""
+"""A loaded version that turns a matrix into predictions, and predictions into the results that answers hold.
+
+`python -m labstack.predictor FOLDER MEMORY_BYTES SECONDS` loads a version within limits, tries it, and ends; `trial.py`
+says why.
+"""
 
 import hashlib
+import os
+import resource
+import sys
 import threading
 import time
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import onnxruntime
@@ -14,9 +21,12 @@ import orjson
 
 from labstack import serialization
 from labstack.contract import ONNX_FILE_NAME, Contract, Matrix, Plan
-from labstack.settings import Settings
+
+if TYPE_CHECKING:  # a trial starts sooner without what reads them
+    from labstack.settings import Settings
 
 WATCH_SECONDS = 0.1  # how often the watch looks for predictions that take too long
+FAILED = 3  # the exit code of a trial that says what is wrong
 TRIED_ROWS = (1, 2, 7)  # in one call each, as a model may take one number of rows alone
 
 
@@ -31,7 +41,7 @@ class Limits(NamedTuple):
     memory_bytes: int
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(cls, settings: "Settings") -> Self:
         """The limits that the settings name."""
         return cls(settings.prediction_seconds, settings.model_memory_bytes)
 
@@ -243,3 +253,23 @@ def _require_result(result: dict[str, Any], contract: Contract) -> None:
 
 def _named(names: tuple[str, ...]) -> str:
     return ", ".join(names[:10]) or "none"
+
+
+def main() -> None:
+    folder, memory, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    try:
+        load(folder, Contract.read(folder), Limits(seconds, memory))
+    except MemoryError:
+        text = f"It takes more than {memory:,} bytes of memory (MODEL_MEMORY_BYTES)."
+    except (PredictorError, OSError, ValueError) as error:
+        text = str(error)
+    else:
+        return
+    print(text[:2_000], flush=True)  # noqa: T201
+    os._exit(FAILED)  # at once: what a forged file made need not be taken down
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,11 @@
-"""`python -m labstack.trial FOLDER MEMORY_BYTES SECONDS`: load a version and try it, in a process of its own.
+"""A version is fetched within limits, and tried in a process of its own, before anything depends on it.
 
-A version's files may be anybody's: a load that hangs, takes all memory or crashes must end in a process that can be
-killed, before a worker loads the version or a role is moved to it.
+Its files may be anybody's: a load that hangs, takes all memory or crashes must end in a process that can be killed,
+before a worker loads the version or a role is moved to it.
 """
 
 import importlib.metadata
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,14 +13,13 @@ import tempfile
 from pathlib import Path
 
 from labstack import contract as contract_module
-from labstack import predictor, serialization
+from labstack import serialization
 from labstack.contract import FILE_NAME, ONNX_FILE_NAME, Contract
 from labstack.errors import LabError
 from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryFailedError, Version
-from labstack.predictor import Limits
+from labstack.predictor import FAILED
 from labstack.settings import ROOT, Settings
 
-FAILED = 3  # the exit code of a trial that says what is wrong
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
 
@@ -48,7 +46,7 @@ def run(folder: Path, settings: Settings) -> None:
     """Load the version in a folder and predict its sample, in a process with limits. Raises TrialError."""
     seconds, memory = settings.model_load_seconds, settings.model_memory_bytes
     process = subprocess.Popen(
-        [sys.executable, "-m", "labstack.trial", str(folder), str(memory), str(settings.prediction_seconds)],
+        [sys.executable, "-m", "labstack.predictor", str(folder), str(memory), str(settings.prediction_seconds)],
         env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT / "src")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -92,24 +90,3 @@ def environment() -> str:
     """The versions of what loads a version: a trial holds for these alone."""
     names = ("numpy", "onnxruntime", "scikit-learn", "skops")
     return " ".join(f"{name}={importlib.metadata.version(name)}" for name in names)
-
-
-def main() -> None:
-    folder, memory, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    try:
-        predictor.load(folder, Contract.read(folder), Limits(seconds, memory))
-    except MemoryError:
-        told = f"It takes more than {memory:,} bytes of memory (MODEL_MEMORY_BYTES)."
-    except (predictor.PredictorError, OSError, ValueError) as error:
-        told = str(error)
-    else:
-        return
-    print(told[:2_000])  # noqa: T201
-    sys.stdout.flush()
-    os._exit(FAILED)
-
-
-if __name__ == "__main__":
-    main()

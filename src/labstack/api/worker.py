@@ -45,10 +45,8 @@ NOBODY = -1
 PATIENCE_SECONDS = 0.05  # whoever does not take a connection within this time is busy or gone
 PAUSE_SECONDS = 0.0002
 CALLER_SECONDS = 10.0  # in which a caller sends the next bytes of its request, and takes its answer
-HEAD_SECONDS, BODY_SECONDS = (
-    10.0,
-    60.0,
-)  # after which no more bytes of a request's head, and of its body, are waited for
+HEAD_SECONDS = 10.0  # after which no more bytes of a request's head are waited for
+BODY_SECONDS = 60.0  # likewise of its body
 EXHAUSTED_SECONDS = 0.5  # without new connections, when the system cannot open one
 EXHAUSTED_LOG_SECONDS = 60.0  # between two log lines that say so
 

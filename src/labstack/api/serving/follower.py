@@ -175,10 +175,7 @@ class Follower:
         while not self._stop.is_set():
             try:
                 self._wait(self.sync())
-            except (
-                ControlError,
-                OSError,
-            ) as fault:  # the disk of the control folder is full, or the folder is not ours any more
+            except (ControlError, OSError) as fault:  # the control folder's disk is full, or it is not ours any more
                 told = f"A worker cannot report to the others: {fault}"
                 log.error("cannot report", error=str(fault))
                 self.following = replace(self.following, registry_error=told)
