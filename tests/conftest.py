@@ -219,6 +219,7 @@ class Relay:
         self._connections: list[socket.socket] = []
         self.url = f"http://localhost:{self._port}"
         self.delay_seconds = 0.0
+        self.drips = False  # whether what comes goes on byte by byte, slowly
 
     def open(self) -> None:
         target, relay = self._target, self
@@ -235,6 +236,10 @@ class Relay:
                             if not (data := end.recv(65536)):
                                 return
                             time.sleep(relay.delay_seconds)
+                            while relay.drips and data:
+                                ends[end].sendall(data[:1])
+                                data = data[1:]
+                                time.sleep(0.2)
                             ends[end].sendall(data)
 
         socketserver.ThreadingTCPServer.allow_reuse_address = True
