@@ -255,9 +255,9 @@ choose_place() {
 leave() {
   local before=$1 way=$2 ran
   ran=$("${before}_running")
-  [[ -z $ran ]] || fail "This lab runs in the other way ($before). Stop it first: ./run_all.sh down. $way"
-  [[ -f .lab/saved ]] || fail "This lab has its data in the other way ($before), and no backup since it came up. $way"
-  echo "The data of before ($before) stay where they are. To have them here too: ./run_all.sh restore <file>"
+  [[ -z $ran ]] || fail "This lab is running in the other place ($before). Stop it first: ./run_all.sh down. $way"
+  [[ -f .lab/saved ]] || fail "The lab's data ($before) have no backup since the last start. $way"
+  echo "The earlier data ($before) stay where they are. To copy them here: ./run_all.sh restore <file>"
 }
 
 find_place() {
@@ -276,7 +276,7 @@ obstacle() {
   elif ! timeout 20 docker info >/dev/null 2>&1; then
     echo "no container engine answers"
   elif ! said=$(docker compose config --quiet 2>&1); then
-    echo "Compose does not take the settings: $said"
+    echo "Compose rejects the settings: $said"
   fi
 }
 
@@ -284,7 +284,7 @@ obstacle() {
 require_engine() {
   local why
   why=$(obstacle)
-  [[ -z $why ]] || fail "This lab is in containers, and $why. Start the engine, or mend what it says, and call this again.${1:+ $1}"
+  [[ -z $why ]] || fail "This lab is in containers, and $why. Start the engine or fix this, then try again.${1:+ $1}"
 }
 
 containers_up() {

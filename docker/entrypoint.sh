@@ -46,7 +46,7 @@ api)
 archive)
   shift
   if to_be_moved; then
-    echo "This lab's data are of an older Labstack. Bring it up once with this one, which takes them over." >&2
+    echo "These data were written by an older Labstack. Start the lab once with this version to migrate them." >&2
     exit 1
   fi
   exec python -m labstack.archive "$@"

@@ -4,9 +4,9 @@
 set -eu
 env=/opt/env
 micromamba create --yes --prefix "$env" --file /tmp/conda-lock.yml
-if [ ! -x "$env/bin/python" ]; then # micromamba takes no package for another platform, and is content with none
+if [ ! -x "$env/bin/python" ]; then # micromamba skips packages for other platforms, and accepts an empty result
   echo "The environment is empty: $1 holds no packages for ${TARGETPLATFORM:-this platform} ($(uname -m))." \
-    "Build for a platform that it was locked for, such as linux/amd64, or lock it anew." >&2
+    "Build for a locked platform, such as linux/amd64, or create a lock file for this one." >&2
   exit 1
 fi
 find "$env" -depth -type d \( -name tests -o -name test \) -path '*/python3*' -exec rm -rf {} +

@@ -202,6 +202,32 @@ def test_an_answer_or_a_file_that_is_too_large_is_not_read_to_its_end(server: st
         MlflowRest(server, retries=0).download("iris", 1, "model.onnx", tmp_path, 999, 10)
 
 
+def test_the_body_of_a_redirect_is_not_read() -> None:
+    sent = 0
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal sent
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", str(1 << 30))
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(1 << 10):
+                    self.wfile.write(b"x" * (1 << 20))
+                    sent += 1 << 20
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.05,), daemon=True).start()
+        with pytest.raises(RegistryUnreachableError):
+            MlflowRest(f"http://127.0.0.1:{listening.server_port}", retries=0).models()
+        listening.shutdown()
+    assert sent < 1 << 28
+
+
 def test_a_list_without_an_end_is_none(server: str) -> None:
     Script.answers = [(200, b'{"next_page_token": "again"}')] * 1_100
     with pytest.raises(RegistryFailedError, match="is not MLflow"):

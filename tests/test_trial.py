@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from labstack import trial
 from labstack.contract import FILE_NAME, Contract, Feature, Sample
 from labstack.settings import Settings
 from labstack.trial import TrialError
+from tests.conftest import environment
 from tests.hostile import endless, put
 
 CLASSES = ("high", "low")
@@ -58,6 +62,13 @@ def test_one_that_never_ends_is_ended(folder: Path) -> None:
         trial.run(folder, settings(model_load_seconds=4))
     with pytest.raises(TrialError, match="longer than 1 seconds"):  # by its own deadline for predictions
         trial.run(folder, settings(prediction_seconds=1))
+
+
+def test_it_ends_by_itself_when_the_process_that_began_it_is_gone(folder: Path) -> None:
+    put(folder, endless(2, 2, always=True))
+    command = [sys.executable, "-m", "labstack.predictor", str(folder), str(1 << 30), "1", "600"]
+    ended = subprocess.run(command, env=environment(), timeout=60, check=False)
+    assert ended.returncode == -signal.SIGALRM
 
 
 def test_one_that_takes_more_memory_than_it_may_is_refused(folder: Path) -> None:

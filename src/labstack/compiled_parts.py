@@ -69,8 +69,8 @@ def _require_tree(tree: Any) -> None:
     for child in (left[inner], right[inner]):
         _require(((child > place[inner]) & (child < count)).all(), "a tree's child is outside the tree")
     feature = tree.feature[inner]
-    _require(((feature >= 0) & (feature < tree.n_features)).all(), "a tree splits by a feature that there is not")
-    _require(not np.isnan(tree.threshold[inner]).any(), "a tree splits at no number")
+    _require(((feature >= 0) & (feature < tree.n_features)).all(), "a tree splits on a feature that does not exist")
+    _require(not np.isnan(tree.threshold[inner]).any(), "a tree has a threshold that is not a number")
 
 
 def _require_binned_tree(tree: Any) -> None:
@@ -121,7 +121,7 @@ def _require_owner(estimator: Any) -> None:
     for stage in fields.get("_predictors", ()):
         for tree in stage:
             splits = tree.nodes["feature_idx"][tree.nodes["is_leaf"] == 0]
-            _require(((splits >= 0) & (splits < features)).all(), "a tree splits by a feature that there is not")
+            _require(((splits >= 0) & (splits < features)).all(), "a tree splits on a feature that does not exist")
     if "support_vectors_" in fields and "_n_support" in fields:
         _require_support(fields)
 

@@ -34,7 +34,7 @@ def seconds_left() -> float:
 
 
 class _BoundedReader(io.RawIOBase):
-    """Reads a socket until the deadline of whoever reads. Raises TimeoutError after it."""
+    """A socket reader that raises TimeoutError after the deadline of the current context."""
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
         self._sock, self._raw = sock, raw
@@ -84,9 +84,10 @@ class BoundedAdapter(HTTPAdapter):
         super().init_poolmanager(*arguments, **keywords)
         self._bound(self.poolmanager)
 
-    def proxy_manager_for(self, *arguments: Any, **keywords: Any) -> Any:
-        manager = super().proxy_manager_for(*arguments, **keywords)
-        self._bound(manager)
+    def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **keywords)
+        if not proxy.lower().startswith("socks"):  # which has pools of its own, that are not bounded
+            self._bound(manager)
         return manager
 
     @staticmethod

@@ -29,9 +29,10 @@ ARTIFACTS = "mlflow-artifacts:"
 CHUNK_BYTES = 1 << 16
 ANSWER_BYTES = 16 << 20  # of one answer, a page of a thousand models or versions
 PAGES = 1_000  # of one list
+REDIRECTS = 5
 AGAIN_STATUSES = (429, 502, 503, 504)  # of a server that may answer a moment later
 PAUSE_SECONDS = 0.5  # before a call is made a third time; the second follows at once, later ones after longer
-STRICT = ConfigDict(strict=True)  # what an answer holds is of these types, or it is none of MLflow's
+STRICT = ConfigDict(strict=True)  # an answer with values of other types is not from MLflow
 
 
 class RegistryError(LabError):
@@ -103,6 +104,8 @@ class MlflowRest:
         self._retries = retries
         self._session = requests.Session()
         self._session.headers["Accept-Encoding"] = "identity"  # no small answer becomes a large one
+        self._session.max_redirects = REDIRECTS
+        self._session.hooks["response"].append(_drop_body_of_redirect)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, BoundedAdapter())
         if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
@@ -276,6 +279,13 @@ class MlflowRest:
         if code == "RESOURCE_DOES_NOT_EXIST":  # a 404 by itself may come from whatever else answers there
             raise NotThereError(message)
         raise (RegistryFailedError if status >= 500 else RegistryError)(message)
+
+
+def _drop_body_of_redirect(answer: requests.Response, **_: Any) -> None:
+    """Leave the body of a redirect unread: requests would read all of it, and keep it."""
+    if answer.is_redirect:
+        answer._content = b""
+        answer.close()
 
 
 def _text(value: object) -> str:

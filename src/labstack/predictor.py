@@ -1,12 +1,14 @@
 """A loaded version that turns a matrix into predictions, and predictions into the results that answers hold.
 
-`python -m labstack.predictor FOLDER MEMORY_BYTES SECONDS` loads a version within limits, tries it, and ends; `trial.py`
-says why.
+`python -m labstack.predictor FOLDER MEMORY_BYTES SECONDS PREDICTION_SECONDS` loads a version within limits, tries it,
+and ends; `trial.py` says why.
 """
 
 import hashlib
+import math
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # a trial starts sooner without what reads them
 
 WATCH_SECONDS = 0.1  # how often the watch looks for predictions that take too long
 FAILED = 3  # the exit code of a trial that says what is wrong
+QUICK_SECONDS = 0.1  # of one prediction; a version that took longer is not quick for a while
+SLOW_SECONDS = 60.0  # that while
 TRIED_ROWS = (1, 2, 7)  # in one call each, as a model may take one number of rows alone
 
 
@@ -155,7 +159,7 @@ class SklearnPredictor:
 class OnnxPredictor:
     """An ONNX model, whose last output is the probabilities, of shape (rows, classes), or the values, (rows, 1).
 
-    `is_quick` is whether none of its predictions has taken longer than `seconds` yet, after which each is ended.
+    Each prediction is ended after so many `seconds`.
     """
 
     runtime = "onnx"
@@ -173,8 +177,13 @@ class OnnxPredictor:
         self._classes = contract.classes
         self._width = len(contract.classes) or 1
         self._seconds = seconds
-        self.is_quick = True
+        self._slow_until = 0.0
         watch.start()
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether no prediction took long lately."""
+        return time.monotonic() >= self._slow_until
 
     def predict(self, matrix: Matrix) -> Predictions:
         """Predictions for a matrix of shape (rows, features).
@@ -182,16 +191,19 @@ class OnnxPredictor:
         Raises PredictorError when they take too long, or for outputs of another shape than the contract's.
         """
         options = onnxruntime.RunOptions()  # anew each time: a reused one could be ended late, in its next run
-        watch.running[options] = time.monotonic() + self._seconds
+        began = time.monotonic()
+        watch.running[options] = began + self._seconds
         try:
             output = self._run(self._outputs, {self._input: matrix.astype(self._dtype, copy=False)}, options)[0]
         except Exception as error:
             if not options.terminate:
                 raise
-            self.is_quick = False
             raise PredictorError(f"It took longer than {self._seconds:g} seconds (PREDICTION_SECONDS).") from error
         finally:
             del watch.running[options]
+            now = time.monotonic()
+            if now - began > QUICK_SECONDS:
+                self._slow_until = now + SLOW_SECONDS
         if output.shape != (len(matrix), self._width):
             _require_shape(output, (len(matrix),) if self._width == 1 else (len(matrix), self._width))
         if not self._classes:
@@ -256,7 +268,9 @@ def _named(names: tuple[str, ...]) -> str:
 
 
 def main() -> None:
-    folder, memory, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    folder, memory = Path(sys.argv[1]), int(sys.argv[2])
+    load_seconds, seconds = map(float, sys.argv[3:])
+    signal.alarm(math.ceil(load_seconds) + 1)  # should the process that started this one be gone by then
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     try:

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from types import EllipsisType
@@ -40,6 +40,7 @@ from labstack.store.database import moving, writing
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
 ROLLOUT_TAG = "labstack.canary"
+MOVED_TAG = "labstack.moved"  # of a model: the version that a command of the lab made production last
 SCHEMA_CHANGE_TAG = "labstack.schema_change"  # of a version that may break what callers of production send
 
 
@@ -70,13 +71,15 @@ class Rollout:
 class Roles:
     """The version of each role of one model; None where no version has it.
 
-    `rollout` is None when there is no canary, and when its alias was set by other means than ours.
+    `rollout` is None when there is no canary, and when its alias was set by other means than ours. `moved` is the
+    version that a command of the lab made production last.
     """
 
     production: int | None = None
     canary: int | None = None
     previous: int | None = None
     rollout: Rollout | None = None
+    moved: int | None = field(default=None, compare=False)
 
 
 class Said(TypedDict, total=False):
@@ -240,7 +243,7 @@ def _move(client: MlflowRest, engine: Engine, model: str, change: Callable[[Role
             after = change(before)
             with writing(connection) as session:  # a database that cannot be written refuses the move here
                 recorded = replace(_recorded(session, model), rollout=before.rollout)
-                _record(session, model, recorded, before, "unknown", "found moved, by none of our moves", None)
+                _record(session, model, recorded, before, "unknown", "found moved without a recorded move", None)
             try:
                 for call in _calls(client, model, before, after):
                     call()
@@ -268,6 +271,8 @@ def _calls(client: MlflowRest, model: str, before: Roles, after: Roles) -> Itera
     if after.rollout is not None and after.rollout != before.rollout:  # said before anybody follows the canary
         said = json.dumps({"version": after.canary, **asdict(after.rollout)})
         yield partial(client.set_tag, model, ROLLOUT_TAG, said)
+    if after.production not in (None, before.production):  # likewise
+        yield partial(client.set_tag, model, MOVED_TAG, str(after.production))
     for role in ROLES:  # production, which is served, comes first
         number = getattr(after, role)
         if number is not None and number != getattr(before, role):
@@ -303,7 +308,12 @@ def _record(
 
 def _roles(model: Model) -> Roles:
     found = Roles(**{role: model.aliases[role] for role in ROLES if role in model.aliases})  # type: ignore[arg-type]
-    return replace(found, rollout=_rollout(model.tags.get(ROLLOUT_TAG, ""), found.canary))
+    moved = model.tags.get(MOVED_TAG, "")
+    return replace(
+        found,
+        rollout=_rollout(model.tags.get(ROLLOUT_TAG, ""), found.canary),
+        moved=int(moved) if moved.isascii() and moved.isdigit() and len(moved) < 10 else None,
+    )
 
 
 def _rollout(text: str, canary: int | None) -> Rollout | None:

@@ -136,7 +136,7 @@ class Settings(BaseSettings):
         1_073_741_824, ge=1, description="Bytes of memory that loading and trying a version may take."
     )
     model_load_seconds: float = Field(
-        20, gt=0, description="How long a version's files may take to come, and it then to be loaded and tried."
+        20, gt=0, description="Seconds to fetch each file of a version, and seconds to load and try it."
     )
     model_cache_bytes: int = Field(
         4_294_967_296, ge=1, description="Bytes of versions that API_CACHE_DIR keeps; the longest unused go first."

@@ -27,6 +27,10 @@ class TrialError(LabError):
     """A version cannot be served: the text says why."""
 
 
+class TrialTimeoutError(TrialError):
+    """A trial took too long, which a busy machine may be the reason of."""
+
+
 def fetch(
     client: MlflowRest, record: Version, folder: Path, settings: Settings, estimator: str | None = None
 ) -> Contract:
@@ -35,18 +39,25 @@ def fetch(
     Raises RegistryError, OSError, or ValueError when its contract is none.
     """
     seconds, limit = settings.model_load_seconds, settings.model_max_bytes
-    client.download(record.model, record.number, FILE_NAME, folder, contract_module.MAX_BYTES, seconds)
-    contract = Contract.read(folder)
+    contract = fetch_contract(client, record, folder, settings)
     name = estimator or (ONNX_FILE_NAME if contract.onnx else serialization.FILE_NAME)
     client.download(record.model, record.number, name, folder, limit, seconds)
     return contract
 
 
+def fetch_contract(client: MlflowRest, record: Version, folder: Path, settings: Settings) -> Contract:
+    """Put a version's contract into a folder, and return it. Raises as `fetch` does."""
+    limit, seconds = contract_module.MAX_BYTES, settings.model_load_seconds
+    client.download(record.model, record.number, FILE_NAME, folder, limit, seconds)
+    return Contract.read(folder)
+
+
 def run(folder: Path, settings: Settings) -> None:
     """Load the version in a folder and predict its sample, in a process with limits. Raises TrialError."""
     seconds, memory = settings.model_load_seconds, settings.model_memory_bytes
+    arguments = map(str, (folder, memory, seconds, settings.prediction_seconds))
     process = subprocess.Popen(
-        [sys.executable, "-m", "labstack.predictor", str(folder), str(memory), str(settings.prediction_seconds)],
+        [sys.executable, "-m", "labstack.predictor", *arguments],
         env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT / "src")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -56,7 +67,8 @@ def run(folder: Path, settings: Settings) -> None:
     try:
         told, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise TrialError(f"It was not loaded and tried within {seconds:g} seconds (MODEL_LOAD_SECONDS).") from None
+        text = f"It was not loaded and tried within {seconds:g} seconds (MODEL_LOAD_SECONDS)."
+        raise TrialTimeoutError(text) from None
     finally:
         process.kill()
         process.wait()

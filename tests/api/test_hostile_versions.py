@@ -15,7 +15,9 @@ from labstack import registry, trial
 from labstack.api.app import create_app
 from labstack.api.service import Service
 from labstack.api.serving.cache import Cache
-from labstack.contract import Contract
+from labstack.contract import Contract, Matrix
+from labstack.mlflow_rest import NotThereError, RegistryFailedError, Version
+from labstack.predictor import Predictions
 from tests.api.conftest import copied, stored
 from tests.conftest import IRIS_ROW, Lab, free_port, run_mlflow
 from tests.hostile import ENDLESS_ABOVE, endless, put
@@ -72,6 +74,37 @@ def test_a_registry_that_was_emptied_stops_no_serving(
             assert "as if it had been emptied" in looking.follower.following.load_errors["iris"]
             assert health(looking)["status"] == "degraded"
             assert "iris" in {record.model for record, _ in Cache(service.settings, service.client).recall()}
+
+
+def test_an_emptied_registry_where_the_model_is_made_anew_without_production_stops_no_serving(
+    service: Service, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_id: str) -> None:
+        raise NotThereError("no such run")
+
+    copied(lab, "begun_anew", stored(lab, "iris", 1))
+    lab.registry.set_alias("begun_anew", "production", 1)
+    service.follower.sync()
+    lab.registry.delete_alias("begun_anew", "production")
+    with monkeypatch.context() as patch:
+        patch.setattr(service.client, "run", run)
+        service.follower.sync()
+        assert service.follower.roles["begun_anew"] == {"production": 1}
+        assert "as if it had been emptied" in service.follower.following.load_errors["begun_anew"]
+    service.follower.sync()
+    assert "begun_anew" not in service.follower.roles, "it was taken out of production in the registry that it is from"
+    lab.client.delete_registered_model("begun_anew")
+
+
+def test_a_registry_that_fails_in_passing_costs_no_copy(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_of(_version: Version) -> None:
+        raise RegistryFailedError("once")
+
+    started: Service = create_app(service.settings).extensions["labstack"]
+    monkeypatch.setattr(started.client, "run_of", run_of)
+    started.follower.sync()
+    assert started.follower.roles == service.follower.roles, "from the cache"
+    assert "once" in started.follower.following.load_errors["iris"]
 
 
 def test_a_model_that_was_deleted_is_served_no_more(service: Service, lab: Lab) -> None:
@@ -175,7 +208,9 @@ def test_a_version_that_cannot_be_served_takes_nobody_elses_place(
     assert health(looking)["status"] == "degraded"
 
 
-def test_a_prediction_without_an_end_is_ended_and_counts_as_failed(service: Service, lab: Lab, trained: str) -> None:
+def test_a_prediction_without_an_end_is_ended_and_counts_as_failed(
+    service: Service, lab: Lab, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(stored(lab, trained, 2), endless(4, 3, always=False), sample={"input": IRIS_ROW, "output": "setosa"})
     lab.registry.set_alias(trained, "production", 2)
     app = create_app(service.settings.model_copy(update={"prediction_seconds": 0.5}))
@@ -184,9 +219,17 @@ def test_a_prediction_without_an_end_is_ended_and_counts_as_failed(service: Serv
     served = follower.lineups[trained].production.served
     assert (served.version, served.predictor.is_quick) == (2, True)
     url = f"/models/{trained}/predict"
+    calls: list[int] = []
+    real = served.predictor.predict
+
+    def predict(matrix: Matrix) -> Predictions:
+        calls.append(len(matrix))
+        return real(matrix)
+
+    monkeypatch.setattr(served.predictor, "predict", predict)
     failed = app.test_client().post(url, json=IRIS_ROW | {"sepal_length": 2 * ENDLESS_ABOVE})
     assert (failed.status_code, failed.json["type"]) == (500, "urn:labstack:problem:prediction")
-    assert served.predictor.is_quick is False
+    assert (calls, served.predictor.is_quick) == ([1], False), "it was not tried twice"
     assert app.test_client().post(url, json=IRIS_ROW).status_code == 200
 
 
@@ -244,7 +287,7 @@ def test_a_follower_that_hangs_is_a_fault(service: Service, monkeypatch: pytest.
     monkeypatch.setattr("labstack.api.health.time.time", lambda: now + 60)
     shown = health(service)
     assert (shown["status"], shown["registry"]["reachable"]) == ("degraded", False)
-    assert "has not answered worker" in shown["errors"][0]
+    assert "has not followed the registry" in shown["errors"][0]
     monkeypatch.undo()
     service.follower.loading = ("version 7 of 'iris'", time.monotonic() - 60)
     assert health(service)["errors"] == [f"Worker {os.getpid()} has been loading version 7 of 'iris' for 60 seconds."]

@@ -6,6 +6,7 @@ Version 1 is production; each other version is good or bad in one way.
 import http.client
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -161,7 +162,7 @@ def ended(lab: Lab, trial: Trial) -> Callable[[], bool]:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("wrong", "agrees with production on"), ("slow", "p50"), ("failing", "failed predictions, more than 5")],
+    [("wrong", "agrees with production on"), ("slow", "p50"), ("failing", "failed predictions|errors")],
 )
 def test_a_bad_canary_is_taken_out_and_no_caller_fails(lab: Lab, trial: Trial, name: str, why: str) -> None:
     before = try_canary(lab, trial, name)
@@ -171,7 +172,7 @@ def test_a_bad_canary_is_taken_out_and_no_caller_fails(lab: Lab, trial: Trial, n
         ("canary", trial.versions[name], None)
     ]
     assert entries[0].reason.startswith("roll back: ")
-    assert why in entries[0].reason
+    assert re.search(why, entries[0].reason)
     assert entries[0].evidence is not None
     assert entries[0].evidence["outcome"] == "roll back"
     assert registry.roles(lab.registry, trial.model).production == 1

@@ -1,6 +1,7 @@
 """gunicorn's configuration: `gunicorn -c python:labstack.api.gunicorn_conf labstack.api.wsgi:app`."""
 
 import gc
+import math
 import os
 import resource
 from pathlib import Path
@@ -44,6 +45,7 @@ _descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 if _descriptors != resource.RLIM_INFINITY:  # more connections wait, so that workers can open files
     worker_connections = max(threads + 1, min(1000, _descriptors - OWN_DESCRIPTORS))
 keepalive = 5
+timeout = max(30, 3 * math.ceil(_settings.prediction_seconds))  # the loop may predict by canary and production in turn
 forwarder_headers = ""  # no caller sets SCRIPT_NAME or PATH_INFO by a header
 # The arbiter imports everything once and workers share its memory; models, threads and connections come after the fork.
 preload_app = True

@@ -1,4 +1,4 @@
-"""What works and what does not: the one place that all asks that shows health, in this worker and in the others.
+"""The health of this worker and the others, as /health, /ready, /metrics and the console report it.
 
 A fault is a sentence for people. None of them stops serving by itself.
 """
@@ -24,7 +24,7 @@ Status = Literal["ok", "starting", "degraded"]
 
 
 def status(service: Service) -> Status:
-    """How the API does, in a word."""
+    """Return the status of the API: starting, ok or degraded."""
     follower = service.follower
     if follower.waiting_seconds is not None and not follower.lineups:
         return "starting"
@@ -52,7 +52,7 @@ def registry_answers(service: Service) -> bool:
 
 
 def gauge(url: str, answers: bool) -> Metric:
-    """What Prometheus is told of the registry at a URL."""
+    """Return the gauge that says whether the registry at a URL answers every worker."""
     metric = GaugeMetricFamily(
         "labstack_registry_reachable", "1 when the registry answers every worker.", labels=["url"]
     )
@@ -67,7 +67,7 @@ def _of_workers(service: Service) -> list[str]:
         found += state.errors.values()
         if state.contact is not None and REGISTRY not in state.errors and _is_silent(service.settings, state.contact):
             age = time.time() - state.contact
-            found.append(f"The registry has not answered worker {state.pid} for {age:.0f} seconds.")
+            found.append(f"Worker {state.pid} has not followed the registry for {age:.0f} seconds.")
     return found
 
 

@@ -14,10 +14,12 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import orjson
 
 from labstack.api.prediction import Call, predict
+from labstack.api.problems import PredictionFailedError
 from labstack.api.service import Service
 from labstack.api.serving.lineup import Lineup
 
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+FAILED = "labstack.failed"  # in WSGI's environment, the error of a prediction that failed here
 PREFIX, SUFFIX = "/models/", "/predict"
 
 
@@ -61,13 +63,15 @@ class HotLane:
             ):
                 try:
                     body = environ["wsgi.input"].read(int(length))
-                except OSError:  # it is not whole, of which Flask's lane is told again
+                except OSError:  # the body is incomplete; Flask's lane gets the same error and answers it
                     return self._other(environ, start_response)
                 name = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
                 key = sticky_key(environ.get("HTTP_X_CANARY_KEY"), body)
                 try:
                     call = Call(endpoint, path, name, key, started)
                     answer = predict(self._service, lineup, orjson.loads(body), call)
+                except PredictionFailedError as error:  # which must not be tried again here: it may have taken long
+                    environ["wsgi.input"], environ[FAILED] = io.BytesIO(body), error
                 except Exception:  # whatever it is, Flask's lane meets it again and has the words for it
                     environ["wsgi.input"] = io.BytesIO(body)
                 else:

@@ -4,8 +4,8 @@ Under gunicorn each worker writes files of its own, named after its slot: the wo
 ended goes on with its counters, which so never go backwards, and files never grow in number. Every metric has labels,
 as one without would be written when it is defined, in the arbiter.
 
-Files are mapped, and a process is killed (SIGBUS) that writes to a mapped page which a full disk has no room for. So
-room is allocated first; what gets none is counted in memory until there is some.
+Files are memory-mapped. On a full disk, a write to a mapped page without space kills the process (SIGBUS). So space is
+allocated first; counts that get no space stay in memory until the disk has some.
 """
 
 import mmap
@@ -152,7 +152,7 @@ def fault() -> str | None:
     """What keeps this worker from counting where `/metrics` looks, and what to do; None when nothing does."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None and not Path(folder).is_dir():
-        return f"What workers count is lost to /metrics, as {folder} was removed. Restart the API."
+        return f"/metrics misses what workers count, because {folder} was removed. Restart the API."
     return next(iter([*_faults.values()]), None)
 
 

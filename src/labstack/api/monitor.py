@@ -199,7 +199,7 @@ class Gauges:
         self._latest: tuple[list[Metric], float] = [], -math.inf
 
     def latest(self) -> list[Metric]:
-        """The gauges of now; where they take longer than a second, of at most half a minute ago, or none."""
+        """Return the current gauges; if they take over a second, the last ones if at most 30 seconds old, else none."""
         with self._lock:
             if not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._refresh, name="gauges", daemon=True)
@@ -212,10 +212,10 @@ class Gauges:
     def _refresh(self) -> None:
         try:
             self._latest = self._compute(), time.monotonic()
-        except DatabaseError:  # of which labstack_database_reachable tells
+        except DatabaseError:  # labstack_database_reachable reports it
             pass
         except Exception:
-            log.exception("drift and canaries not told")
+            log.exception("gauges of drift and canaries failed")
 
 
 def period_seconds(settings: Settings) -> float:

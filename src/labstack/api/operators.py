@@ -123,8 +123,8 @@ def _count_wrong_token() -> None:
 def _require_this_machine() -> None:
     """Refuse, where there is no token, what other machines may have sent. Raises Problem, 403.
 
-    What decides is the address of the connection's peer, which no header changes. Host must name this machine too, as
-    a name that a foreign page's owner has made resolve to loopback would else lead browsers here.
+    The address of the connection's peer decides; no header changes it. Host must name this machine too: otherwise a
+    foreign page could reach the API through a name that resolves to loopback (DNS rebinding).
     """
     turn_on = "Set API_ADMIN_TOKEN in .env, as ./run_all.sh does, and start the API anew."
     host = service().settings.api_host

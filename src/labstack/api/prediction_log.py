@@ -3,9 +3,9 @@
 A database that stalls or is away holds up nobody: what waits is bounded, and what found no place is counted. Only where
 the log is to be `durable` does a request wait, for the commit that holds its prediction, and fails without one.
 
-Each prediction is in the end either kept or counted as dropped; a durable request is told which, and is not in the
-database when it was refused. Where a commit failed so that it may have happened all the same, as the server fell silent
-or the file was moved, the rows are in doubt: the next transaction that goes well removes them first.
+Each prediction is either kept or counted as dropped. The answer to a durable request says which; a refused one is not
+in the database. When a failed commit may have reached the database, because the server fell silent or the file was
+moved, its rows are in doubt: the next transaction that succeeds removes them first.
 """
 
 import math
@@ -82,7 +82,7 @@ class PredictionLog:
 
     @property
     def fault(self) -> str | None:
-        """What keeps rows from being written now, in words for people; None if nothing does.
+        """The reason why rows cannot be written now, as a sentence; None if they can.
 
         It is known within 10 seconds, also without requests.
         """
@@ -141,7 +141,7 @@ class PredictionLog:
         return True
 
     def _withdraw(self, pending: Pending) -> bool:
-        """Have a prediction wait no more, unless its transaction has begun; whether that is so."""
+        """Take a prediction out of the queue unless its transaction has begun. Return whether it was taken out."""
         with self._ready:
             if not pending.claimed:
                 self._waiting.remove(pending)
@@ -160,7 +160,7 @@ class PredictionLog:
         return batch
 
     def _settle(self, batch: Sequence[Pending], kept: bool) -> None:
-        """Note that predictions are kept, or will not be, and tell the requests that wait; see to those that do not."""
+        """Mark predictions as kept or not and wake their requests; rows of requests that gave up become doubtful."""
         with self._ready:
             self._rows -= sum(len(pending.record.matrix) for pending in batch)
             for pending in batch:

@@ -167,7 +167,7 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
         if now - self._exhaustion_logged > EXHAUSTED_LOG_SECONDS:
             self._exhaustion_logged = now
             self.log.error(
-                "New connections wait, as worker %d, with %d open, cannot accept any: %s. `ulimit -n` bounds them.",
+                "Worker %d, with %d connections open, cannot accept more: %s. New ones wait; `ulimit -n` limits them.",
                 self.pid,
                 self.nr_conns,
                 error.strerror,

@@ -231,9 +231,9 @@ def summary(engine: Engine, name: str) -> Summary:
 def csv_lines(engine: Engine, name: str) -> Iterator[str]:
     """A dataset as the lines of a CSV file that `load_csv` and other programs read. Raises UnknownDatasetError.
 
-    The description is left out, as to others a line of it is the header; and so that no name is taken for one, a
-    header is quoted that begins with what has a meaning at the beginning of a file. The cells of a lone column of text
-    are quoted, as others skip a line of blanks.
+    The description is left out, because other programs would take its first line for the header. A header that begins
+    with `#` or a byte order mark is quoted, so that they stay part of the name. The cells of a single text column are
+    quoted, because other programs skip blank lines.
     """
     known = summary(engine, name)
     parts = (read(engine, name, start, CHUNK_ROWS).cells for start in range(0, known.rows, CHUNK_ROWS))
@@ -255,7 +255,7 @@ class _Lines:
 
 
 def _csv(rows: Iterable[Iterable[object]], quoted: bool) -> Iterator[str]:
-    # cells that hold a character of the line's end are quoted, of which a single \r is one to those who read
+    # the writer quotes cells with a character of its line end; \r is in it, as readers take a lone \r for a line end
     quoting: Literal[0, 1] = csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL
     return map(csv.writer(_Lines(), lineterminator="\r\n", quoting=quoting).writerow, rows)
 
@@ -398,7 +398,7 @@ def _read_csv(path: Path, names: Set[str] = frozenset()) -> tuple[str, list[Rows
     """The description and the typed rows of a CSV file, in chunks; columns of these names are of text."""
     text: set[int] = set()  # the places of columns that are known to hold text
     if path.exists() and not path.is_file():
-        raise DatasetError(f"{path} is no file; of what is no regular one the end may never come.")
+        raise DatasetError(f"{path} is not a regular file, and may never end. Name a CSV file.")
     try:
         while (found := _parse(path, text, names)) is None:
             pass  # what was taken for numbers in a first part of the file is text

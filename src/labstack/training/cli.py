@@ -479,7 +479,7 @@ def _held(model: str, role: str, roles: registry.Roles, moves: list[audit.Entry]
         "version": number,
         "since": move and move.at.isoformat(timespec="seconds"),
         "by": move and move.actor,
-        "why": move.reason if move else "moved by none of our moves",
+        "why": move.reason if move else "moved without a recorded move",
     }
 
 

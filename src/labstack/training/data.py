@@ -194,7 +194,7 @@ def _require_foreign(engine: Engine, url: URL) -> None:
     for name, other in own.items():
         if _place(url) is not None and _place(url) == _place(other):
             raise DataError(
-                f"data.sql.url: this is the lab's own database ({name}), whose tables are no rows to learn from; "
+                f"data.sql.url: this is the lab's own database ({name}), whose tables are not training data; "
                 "name a dataset of the lab with data.dataset."
             )
 

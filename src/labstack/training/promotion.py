@@ -9,12 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import requests
+import structlog
 from sqlalchemy import Engine
 
 from labstack import registry, serialization, trial
 from labstack.contract import Contract
 from labstack.errors import LabError
-from labstack.mlflow_rest import MlflowRest, NotThereError, TooLargeError, Version
+from labstack.mlflow_rest import (
+    MlflowRest,
+    NotThereError,
+    RegistryError,
+    RegistryUnreachableError,
+    TooLargeError,
+    Version,
+)
 from labstack.settings import Settings, without_credentials
 from labstack.store import audit
 from labstack.training import evaluate
@@ -25,6 +33,8 @@ from labstack.training.gates import Production
 GATES_TAG, GATE_TAG = "labstack.gates", "labstack.gate."
 PASSED, FAILED = "passed", "failed"
 RELOAD_SECONDS = 35.0
+
+log = structlog.get_logger(__name__)
 
 
 class TrainingError(LabError):
@@ -135,12 +145,22 @@ def require_servable(client: MlflowRest, model: str, number: int, settings: Sett
 def _require_compatible(
     client: MlflowRest, model: str, number: int, contract: Contract, settings: Settings, role: str
 ) -> None:
-    with _incumbent(client, model, settings) as incumbent:
-        if incumbent is not None and (broken := contract.breaks_with(incumbent.contract)):
-            raise TrainingError(
-                f"Version {number} of {model!r} cannot be {role}: {'; '.join(broken)}, unlike version "
-                f"{incumbent.record.number} in production."
-            )
+    production = registry.living_production(client, model)
+    if production is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            known = trial.fetch_contract(client, production, Path(folder), settings)
+        except RegistryUnreachableError:
+            raise
+        except (RegistryError, OSError, ValueError) as error:  # what cannot be read serves no caller
+            log.warning("production not compared", model=model, version=production.number, error=str(error))
+            return
+    if broken := contract.breaks_with(known):
+        raise TrainingError(
+            f"Version {number} of {model!r} cannot be {role}: {'; '.join(broken)}, unlike version "
+            f"{production.number} in production."
+        )
 
 
 def tell_api(settings: Settings) -> str:

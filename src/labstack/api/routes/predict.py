@@ -1,8 +1,9 @@
 """Predictions in our own form, from the versions that have a role and no other."""
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from labstack.api import prediction
+from labstack.api.hot_lane import FAILED
 from labstack.api.request import call, json_body, service
 
 blueprint = Blueprint("predict", __name__)
@@ -21,6 +22,8 @@ def predict_model(model: str) -> Response:
 
 
 def _predict(model: str) -> Response:
+    if (failed := request.environ.get(FAILED)) is not None:
+        raise failed
     lineup = service().lineup(model)
     answer = prediction.predict(service(), lineup, json_body(), call())
     return Response(answer, content_type="application/json")

@@ -24,7 +24,7 @@ from labstack import trial
 from labstack.api.serving.lineup import Served
 from labstack.mlflow_rest import MlflowRest, Version
 from labstack.settings import Settings
-from labstack.trial import TrialError
+from labstack.trial import TrialError, TrialTimeoutError
 
 TRIED = "tried"  # in a version's folder, what it was tried with
 LOCK_POLL_SECONDS = 0.05
@@ -46,8 +46,9 @@ class Cache:
     def prepare(self, record: Version, recalled: bool = False) -> Path:
         """The folder of a version's files, fetched and tried, unless that was done before; workers may race for it.
 
-        Raises RegistryError, TrialError, OSError, or ValueError when its contract is none; the next call fetches the
-        files anew then, in case they were damaged here, unless this one is `recalled` as the registry is away.
+        Raises RegistryError, TrialError, OSError, or ValueError when its contract is none. Files that failed their
+        trial are fetched anew by the next call, in case they were damaged here, unless this one is `recalled` as the
+        registry is away.
         """
         folder = self.folder(record)
         began = time.time()
@@ -58,20 +59,24 @@ class Cache:
                 try:
                     self._prepare(record, folder)
                 except Exception as error:
-                    if not recalled:
-                        self.discard(record)
+                    is_damaged = isinstance(error, TrialError | ValueError) and not isinstance(error, TrialTimeoutError)
+                    if is_damaged and not recalled:
+                        shutil.rmtree(folder, ignore_errors=True)
                     lock.truncate(0)
                     lock.write(str(error))
                     raise
-            os.utime(folder)  # used now
+            with suppress(FileNotFoundError):
+                os.utime(folder)  # used now
         return folder
 
     def discard(self, record: Version) -> None:
         """Have a version fetched anew next time, in case it is the cache that is damaged."""
-        shutil.rmtree(self.folder(record), ignore_errors=True)
+        folder = self.folder(record)
+        with self._lock(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def clean(self) -> None:
-        """Remove what downloads left that were killed; what cannot be removed harms nobody."""
+        """Remove what killed downloads left behind; ignore what cannot be removed."""
         for new in self._folder.glob("*.new"):
             with suppress(OSError), self._lock(new.with_suffix(""), wait=False):
                 shutil.rmtree(new, ignore_errors=True)
@@ -117,7 +122,8 @@ class Cache:
                 new.rename(folder)
             finally:
                 shutil.rmtree(new, ignore_errors=True)
-            self._evict(folder)
+            with suppress(OSError):  # what another worker removes meanwhile is removed
+                self._evict(folder)
         trial.run(folder, self._settings)
         (folder / TRIED).write_text(trial.environment())
 
@@ -136,7 +142,7 @@ class Cache:
 
     @contextmanager
     def _lock(self, folder: Path, wait: bool = True) -> Iterator[IO[str]]:
-        """Be the only one at work on a version; the file that holds why its last trial failed, if it did.
+        """Hold the lock of a version. Yield the lock's file, which says why the last trial failed, if it did.
 
         Raises BlockingIOError where it need not wait, and TrialError when it waited longer than the work may take.
         """

@@ -164,7 +164,7 @@ class Control:
             self.folder.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
-            text = f"The workers cannot tell each other anything, as {self.folder} cannot be written: {error.strerror}."
+            text = f"The workers cannot share their state, because {self.folder} cannot be written: {error.strerror}."
             raise ControlError(f"{text} Make room on its disk, or let the API write there.") from error
 
     def _path(self, pid: int) -> Path:

@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 LONGEST_DELAY_SECONDS = 300.0
 LOOK_SECONDS = 10.0  # of one look at the registry, but for the versions that are loaded meanwhile
+ROLE_SECONDS = 0.2  # more for each role, whose version is asked for
 GENERATION_POLL_SECONDS = 0.05  # how soon a reload wakes the follower: one read of a small file each time
 
 
@@ -151,6 +152,7 @@ class Follower:
             with self._asking():
                 roles = registry.all_roles(self._client)
             contact = datetime.now(UTC)
+            self._asking_until += ROLE_SECONDS * sum(bool(r.production) + bool(r.canary) for r in roles.values())
             lineups, load_errors, gone = self._follow(roles, asked=generation != self._generation)
             self.lineups = lineups
             self._generation = generation
@@ -207,6 +209,7 @@ class Follower:
         lineups: dict[str, Lineup] = {}
         errors: dict[str, str] = {}
         gone = {model for model, roles in registered.items() if roles.production is None}
+        gone -= self._expected().keys()
         for model, roles in registered.items():
             if roles.production is None:
                 continue
@@ -241,14 +244,14 @@ class Follower:
             if wrong:
                 errors[model] = " ".join(wrong)
         for model, record in self._expected().items():
-            if model in registered:
+            if model in registered and registered[model].production is not None:
                 continue
-            if self._was_deleted(record, bool(registered)):
+            if self._knows(record, bool(registered)):
                 gone.add(model)
                 continue
             errors[model] = (
-                f"The registry holds neither the model {model!r} nor the run of its version {record.number}, as if it "
-                "had been emptied; the version is served as before."
+                f"The registry has no production version of {model!r}, and does not hold the run of version "
+                f"{record.number}, as if it had been emptied; that version is served as before."
             )
             if model in self.lineups:
                 lineups[model] = self.lineups[model]
@@ -262,25 +265,19 @@ class Follower:
         served = {model: lineup.production.served.record for model, lineup in self.lineups.items()}
         return {record.model: record for record in recalled} | served
 
-    def _was_deleted(self, record: Version, holds_others: bool) -> bool:
-        """Whether a registry that lists a version's model no more is still the one that it is from.
+    def _knows(self, record: Version, holds_others: bool) -> bool:
+        """Whether the registry is the one that a version is from, and so its word on the version's model counts.
 
-        Its run outlives the deletion of a model, and not that of the registry. Raises RegistryError.
+        A version's run outlives the deletion of its model, and not that of the registry. Raises RegistryError.
         """
-        with self._asking():
-            try:
-                self._client.model(record.model)
-            except NotThereError:
-                pass
-            else:
-                return False  # it is there after all: the next look lists it
-            if record.run_id is None:
-                return holds_others
-            try:
+        if record.run_id is None:
+            return holds_others
+        try:
+            with self._asking():
                 self._client.run(record.run_id)
-            except NotThereError:
-                return False
-            return True
+        except NotThereError:
+            return False
+        return True
 
     def _last(self, model: str) -> tuple[Version, Contract] | None:
         """The production version that callers of a model know, if there is one."""
@@ -294,25 +291,20 @@ class Follower:
     def _require_followable(self, served: Served, roles: Roles) -> None:
         """Raise IncompatibleError when a version is to follow another one whose callers it breaks.
 
-        Its gates may have allowed that; and a move by the lab's own commands, which makes the other one `previous`, has
-        been checked or forced. What was served here last may be outdated: callers of `previous` count then.
+        Its gates may have allowed that; and what a command of the lab made production was checked, or forced.
         """
-        record, contract = served.record, served.contract
-        last = self._last(record.model)
-        if last is None or record == last[0]:
+        record, last = served.record, self._last(served.model)
+        if last is None or record == last[0] or record.number == roles.moved or SCHEMA_CHANGE_TAG in record.tags:
             return
-        (before, known), number = last, last[0].number
-        broken = contract.breaks_with(known)
-        if not broken or SCHEMA_CHANGE_TAG in record.tags or roles.previous == number:
+        (before, contract), number = last, last[0].number
+        broken = served.contract.breaks_with(contract)
+        if not broken:
             return
-        with self._asking():
-            try:
+        try:
+            with self._asking():
                 if self._client.version(record.model, number) != before:
                     return  # made anew under its old name
-                previous = None if roles.previous is None else self._client.version(record.model, roles.previous)
-            except NotThereError:
-                return
-        if previous is not None and not contract.breaks_with(self.tried(previous)):
+        except NotThereError:
             return
         raise IncompatibleError(number, broken)
 
@@ -334,7 +326,7 @@ class Follower:
         except RegistryError as error:
             raise self._failed(model, number, error, deleted=isinstance(error, NotThereError)) from error
         try:
-            served = next((one for one in known if one.record == record), None) or self._open(record)
+            served = next((one for one in known if one.record == record), None) or self.open(record)
             if beside is None:
                 self._require_followable(served, roles)
             else:
@@ -359,7 +351,7 @@ class Follower:
         """
         return Contract.read(self._cache.prepare(record))
 
-    def _open(self, record: Version, measured: dict[str, float] | None = None) -> Served:
+    def open(self, record: Version, measured: dict[str, float] | None = None) -> Served:
         """A version, fetched and tried unless it was before, and loaded; raises whatever fails.
 
         Without what was `measured` the registry is asked for it, and so can be for the files, if they are damaged.
@@ -371,12 +363,13 @@ class Follower:
             if measured is None:
                 measured = dict(self._client.run_of(record).metrics)
             folder = self._cache.prepare(record, recalled)
-            contract = Contract.read(folder)
-            loaded = predictor.load(folder, contract, self._limits)
-        except Exception:
-            if not recalled:
-                self._cache.discard(record)
-            raise
+            try:
+                contract = Contract.read(folder)
+                loaded = predictor.load(folder, contract, self._limits)
+            except Exception:
+                if not recalled:
+                    self._cache.discard(record)
+                raise
         finally:
             self.loading = None
             self._asking_until += time.monotonic() - began
@@ -391,11 +384,13 @@ class Follower:
     def _recalled(self, model: str) -> Role | None:
         """The version of a model that was served last, if it is still in the cache."""
         for record, measured in self._cache.recall():
-            if record.model == model and self._cache.folder(record).exists():
+            patience = self._patience.setdefault((f"{model}, recalled", record.number), Patience())
+            if record.model == model and self._cache.folder(record).exists() and patience.due():
                 try:
-                    return Role.of(PRODUCTION, self._open(record, measured))
+                    return Role.of(PRODUCTION, self.open(record, measured))
                 except Exception as error:  # the others may be sound
                     log.error("load failed", model=model, version=record.number, error=str(error))
+                    patience.lose(str(error), self._settings.follow_interval_seconds)
         return None
 
     def _report(self, generation: int) -> None:
