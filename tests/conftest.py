@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -386,6 +387,12 @@ def model(lab: Lab) -> Iterator[str]:
         lab.client.create_model_version(name, str(original.source), original.run_id, await_creation_for=0)
     yield name
     lab.client.delete_registered_model(name)
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of a model of the test's own."""
+    return re.sub(r"\W", "_", str(request.node.name)[:60])
 
 
 @pytest.fixture

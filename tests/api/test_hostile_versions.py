@@ -220,7 +220,7 @@ def test_a_prediction_without_an_end_is_ended_and_counts_as_failed(
     assert (served.version, served.predictor.is_quick) == (2, True)
     url = f"/models/{trained}/predict"
     calls: list[int] = []
-    real = served.predictor.predict
+    real: Callable[[Matrix], Predictions] = served.predictor.predict
 
     def predict(matrix: Matrix) -> Predictions:
         calls.append(len(matrix))

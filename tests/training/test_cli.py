@@ -6,7 +6,6 @@ import pty
 import re
 import select
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +26,6 @@ candidates: [{{estimator: sklearn.linear_model.Ridge, {candidate}}}]
 metric: rmse
 after_promotion: {hook}
 """
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    """A model of the test's own."""
-    return re.sub(r"\W", "_", str(request.node.name)[:60])
 
 
 def write(
@@ -270,27 +263,6 @@ def test_a_reader_that_leaves_is_no_error(lab: Lab) -> None:
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
-def test_a_training_that_is_ended_closes_its_run(lab: Lab, tmp_path: Path, name: str) -> None:
-    path = write(tmp_path, name, "search: {alpha: {low: 0.01, high: 10}}", more="search: {trials: 10000, folds: 10}")
-    with subprocess.Popen(
-        [sys.executable, "-m", "labstack.training.cli", "train", str(path)],
-        env=lab.environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        for line in process.stderr or ():
-            if '"trial"' in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        assert (process.stderr or sys.stderr).read().splitlines()[-1] == "Stopped."
-    assert process.returncode == 1
-    found = lab.client.get_experiment_by_name(name)
-    assert found is not None
-    runs = lab.client.search_runs([found.experiment_id], "tags.labstack.fingerprint != ''")
-    assert [run.info.status for run in runs] == ["KILLED"]
-    assert name not in registry.all_roles(lab.registry)
-
-
 def test_every_command_teaches(lab: Lab) -> None:
     listed = re.findall(r"^  ([a-z]+)  ", lab.run("--help").stdout, re.MULTILINE)
     assert listed == ["train", "promote", "rollback", "canary", "status", "versions", "manifest", "data", "pipeline"]
@@ -301,27 +273,6 @@ def test_every_command_teaches(lab: Lab) -> None:
     ):
         text = lab.run(group, "--help").stdout
         assert re.findall(r"^  ([a-z]+)  ", text, re.MULTILINE) == commands.split()
-
-
-STEPS = ["rows read", "trial", "fitted and evaluated", "packed", "gate", "registered", "promoted"]
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_a_training_that_is_killed_leaves_nothing_half_done(lab: Lab, tmp_path: Path, name: str, step: str) -> None:
-    lab.train("student_exam", model=name, params={"alpha": 10_000})
-    path = write(tmp_path, name, "search: {alpha: {low: 0.01, high: 10}}", more="search: {trials: 4}")
-    killed = lab.run("train", str(path), killed_at=step)
-    assert killed.returncode == -signal.SIGKILL
-    versions = lab.registry.versions(name)
-    assert all(version.tags.get("labstack.gates") for version in versions)
-    roles = registry.roles(lab.registry, name)
-    assert roles in (Roles(production=1), Roles(production=2, previous=1))
-    assert roles.production == 1 or STEPS.index(step) >= STEPS.index("registered")
-    done = lab.run("train", str(path))
-    assert done.returncode == 0, done.stderr
-    again = registry.roles(lab.registry, name)
-    assert (again.production or 0) >= 2
-    assert again.previous == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk of its own")

@@ -1,0 +1,54 @@
+"""Trainings that are killed or stopped at any step: no role is half moved, and the next one works."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labstack import registry
+from labstack.registry import Roles
+from tests.conftest import Lab
+from tests.training.test_cli import write
+
+STEPS = ["rows read", "trial", "fitted and evaluated", "packed", "gate", "registered", "promoted"]
+
+
+def test_a_training_that_is_ended_closes_its_run(lab: Lab, tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name, "search: {alpha: {low: 0.01, high: 10}}", more="search: {trials: 10000, folds: 10}")
+    with subprocess.Popen(
+        [sys.executable, "-m", "labstack.training.cli", "train", str(path)],
+        env=lab.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stderr or ():
+            if '"trial"' in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        assert (process.stderr or sys.stderr).read().splitlines()[-1] == "Stopped."
+    assert process.returncode == 1
+    found = lab.client.get_experiment_by_name(name)
+    assert found is not None
+    runs = lab.client.search_runs([found.experiment_id], "tags.labstack.fingerprint != ''")
+    assert [run.info.status for run in runs] == ["KILLED"]
+    assert name not in registry.all_roles(lab.registry)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_training_that_is_killed_leaves_nothing_half_done(lab: Lab, tmp_path: Path, name: str, step: str) -> None:
+    lab.train("student_exam", model=name, params={"alpha": 10_000})
+    path = write(tmp_path, name, "search: {alpha: {low: 0.01, high: 10}}", more="search: {trials: 4}")
+    killed = lab.run("train", str(path), killed_at=step)
+    assert killed.returncode == -signal.SIGKILL
+    versions = lab.registry.versions(name)
+    assert all(version.tags.get("labstack.gates") for version in versions)
+    roles = registry.roles(lab.registry, name)
+    assert roles in (Roles(production=1), Roles(production=2, previous=1))
+    assert roles.production == 1 or STEPS.index(step) >= STEPS.index("registered")
+    done = lab.run("train", str(path))
+    assert done.returncode == 0, done.stderr
+    again = registry.roles(lab.registry, name)
+    assert (again.production or 0) >= 2
+    assert again.previous == 1
