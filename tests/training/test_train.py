@@ -38,12 +38,6 @@ def production_moves(lab: Lab, model: str) -> list[Entry]:
     return [move for move in moves(lab.engine, model) if move.role == "production"]
 
 
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    """A model of the test's own."""
-    return str(request.node.name)[:60].replace("[", "_").replace("]", "_")
-
-
 def test_the_first_version_becomes_production(lab: Lab) -> None:
     assert registry.all_roles(lab.registry)["iris"] == Roles(production=1)
     [move] = moves(lab.engine, "iris")
