@@ -30,8 +30,9 @@ from labstack.settings import Settings
 log = structlog.get_logger(__name__)
 
 LONGEST_DELAY_SECONDS = 300.0
+RETRY_SECONDS = 1.0  # after a look whose result could not be reported
 LOOK_SECONDS = 10.0  # of one look at the registry, but for the versions that are loaded meanwhile
-ROLE_SECONDS = 0.2  # more for each role, whose version is asked for
+ROLE_SECONDS = 5.0  # more for each role, whose version is asked for: as much as one call may take
 GENERATION_POLL_SECONDS = 0.05  # how soon a reload wakes the follower: one read of a small file each time
 
 
@@ -181,7 +182,7 @@ class Follower:
                 told = f"A worker cannot report to the others: {fault}"
                 log.error("cannot report", error=str(fault))
                 self.following = replace(self.following, registry_error=told)
-                self._stop.wait(self._settings.follow_interval_seconds)
+                self._stop.wait(RETRY_SECONDS)  # a reload may wait for this worker
 
     def _wait(self, generation: int) -> None:
         """Until the next look is due: after the interval, or at once when a generation beyond this one is desired."""
