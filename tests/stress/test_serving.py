@@ -100,7 +100,7 @@ def test_a_worker_that_hangs_is_replaced_and_new_callers_do_not_wait(
         answers = [ask(api.url + versions.path, ROW).status for _ in range(20)]
         assert answers == [200] * 20
         assert time.monotonic() - began < 20  # gunicorn ends the worker after 30 s
-        wait_until(lambda: hung not in workers(api) and len(workers(api)) == 2, 60, "another worker")
+        wait_until(lambda: hung not in workers(api) and len(workers(api)) == 2, 120, "another worker")
         reload(api)
         assert len(api.lines("prediction")) == 20
 
