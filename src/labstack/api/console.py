@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What a role answered in the window: one version in it, and how its outcomes were; or all together, as None."""
+    """The requests of a role in the window, with outcomes: of one version, or of all versions together (None)."""
 
     role: str
     version: int | None
@@ -55,8 +55,8 @@ class Traffic(NamedTuple):
 def page(service: Service, model: str, no_moves: str, versions_before: int) -> dict[str, Any]:
     """What the template shows of a model.
 
-    `no_moves` says why whoever looks is no operator, and is empty for one. Versions without a role are those below
-    `versions_before`.
+    `no_moves` is the reason why the caller is not an operator, empty for an operator. Versions without a role are those
+    below `versions_before`.
     """
     follower, settings = service.follower, service.settings
     lineup = follower.lineups.get(model)
@@ -67,8 +67,7 @@ def page(service: Service, model: str, no_moves: str, versions_before: int) -> d
         "model": model,
         "models": sorted(set(follower.lineups) | follower.following.without_production | {model}),
         "lineup": lineup,
-        "status": health.status(service),
-        "faults": health.faults(service),
+        **health.look(service)._asdict(),
         "database_error": "",
         "now": datetime.now(UTC),
         "is_operator": not no_moves,

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from sqlalchemy import make_url
@@ -20,15 +20,21 @@ from labstack.settings import Settings
 SILENT_SECONDS = 10.0  # without an answer of the registry, or in one load, after which it is a fault
 LEAST_FREE_BYTES = 64 << 20
 
-Status = Literal["ok", "starting", "degraded"]
+
+class Health(NamedTuple):
+    """The status of the API, and everything that does not work now."""
+
+    status: Literal["ok", "starting", "degraded"]
+    faults: list[str]
 
 
-def status(service: Service) -> Status:
-    """Return the status of the API: starting, ok or degraded."""
+def look(service: Service) -> Health:
+    """Return the health of the API now."""
+    found = faults(service)
     follower = service.follower
     if follower.waiting_seconds is not None and not follower.lineups:
-        return "starting"
-    return "degraded" if faults(service) else "ok"
+        return Health("starting", found)
+    return Health("degraded" if found else "ok", found)
 
 
 def faults(service: Service) -> list[str]:
@@ -45,7 +51,7 @@ def faults(service: Service) -> list[str]:
 
 
 def registry_answers(service: Service) -> bool:
-    """Whether every worker's last look at the registry went well, and was not long ago."""
+    """Whether every worker's last look at the registry succeeded, and is recent."""
     states = [state for state in service.control.states() if state.generation != STARTING]
     fresh = [state.contact is not None and not _is_silent(service.settings, state.contact) for state in states]
     return bool(fresh) and all(fresh) and not any(REGISTRY in state.errors for state in states)
@@ -61,7 +67,7 @@ def gauge(url: str, answers: bool) -> Metric:
 
 
 def _of_workers(service: Service) -> list[str]:
-    """What the workers of this API report, and which of them have not asked the registry for too long."""
+    """The errors that the workers of this API report, and the workers that have not followed the registry lately."""
     found: list[str] = []
     for state in service.control.states():
         found += state.errors.values()
@@ -72,7 +78,7 @@ def _of_workers(service: Service) -> list[str]:
 
 
 def _is_silent(settings: Settings, contact: float) -> bool:
-    """Whether the registry's last answer, in seconds since 1970, is too old."""
+    """Whether the registry's last answer, a time in seconds since 1970, is too old."""
     return time.time() - contact > max(SILENT_SECONDS, 3 * settings.follow_interval_seconds)
 
 

@@ -149,7 +149,7 @@ class Counts:
 
 
 def fault() -> str | None:
-    """What keeps this worker from counting where `/metrics` looks, and what to do; None when nothing does."""
+    """The reason why `/metrics` misses counts of this worker, and what to do; None if it misses none."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None and not Path(folder).is_dir():
         return f"/metrics misses what workers count, because {folder} was removed. Restart the API."
@@ -165,7 +165,7 @@ def collect() -> list[Metric]:
 
 
 def _has_counts(file: Path) -> bool:
-    """Whether a file is not just being made, or removed, or without room."""
+    """Whether a file exists and has its first page: it may be in the making, removed, or without space."""
     try:
         return file.stat().st_size > 0
     except FileNotFoundError:

@@ -57,7 +57,7 @@ class Pending:
 
     @property
     def key(self) -> tuple[str, float]:
-        """What identifies its row."""
+        """The key of its row: request id and time."""
         return self.record.request_id, self.record.at
 
 

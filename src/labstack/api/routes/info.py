@@ -48,15 +48,16 @@ def welcome() -> dict[str, Any] | AnyResponse:
 def health_of_api() -> dict[str, Any]:
     """Alive, what is loaded, and everything that does not work."""
     follower = service().follower
+    status, faults = health.look(service())
     return {
-        "status": health.status(service()),
+        "status": status,
         "models": follower.roles,
         "registry": {
             "url": without_credentials(service().settings.mlflow_tracking_uri),
             "reachable": health.registry_answers(service()),
             "last_contact": follower.following.last_contact,
         },
-        "errors": health.faults(service()),
+        "errors": faults,
     }
 
 

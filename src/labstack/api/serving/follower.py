@@ -108,6 +108,7 @@ class Follower:
         self._told_unreachable = False
         self._counted: set[tuple[str, str, str]] = set()
         self._asking_until = 0.0
+        self._remembered: Mapping[str, Version] = {}  # what was served last, until the registry was asked once
         self.lineups: Mapping[str, Lineup] = {}
         self.following = Following()
         self.loading: tuple[str, float] | None = None  # what is being loaded, and since when, in time.monotonic
@@ -148,6 +149,8 @@ class Follower:
         """
         generation = self._control.desired()  # before the roles: a reload that comes later is another look
         error = None
+        recalled = [] if self.first_look.is_set() else self._cache.recall()
+        self._remembered = {record.model: record for record, _ in recalled}
         self._asking_until = time.monotonic() + LOOK_SECONDS
         try:
             with self._asking():
@@ -262,9 +265,8 @@ class Follower:
 
     def _expected(self) -> dict[str, Version]:
         """The production versions that are served, or were served last while the registry was not reached yet."""
-        recalled = [] if self.first_look.is_set() else [record for record, _ in self._cache.recall()]
         served = {model: lineup.production.served.record for model, lineup in self.lineups.items()}
-        return {record.model: record for record in recalled} | served
+        return {**self._remembered, **served}
 
     def _knows(self, record: Version, holds_others: bool) -> bool:
         """Whether the registry is the one that a version is from, and so its word on the version's model counts.
@@ -284,7 +286,7 @@ class Follower:
         """The production version that callers of a model know, if there is one."""
         if (now := self.lineups.get(model)) is not None:
             return now.production.served.record, now.production.served.contract
-        if (record := self._expected().get(model)) is not None:
+        if (record := self._remembered.get(model)) is not None:
             with suppress(OSError, ValueError):
                 return record, Contract.read(self._cache.folder(record))
         return None
