@@ -252,7 +252,7 @@ def test_a_lab_of_one_volume_goes_on_with_a_volume_for_each_service(stack: Stack
     back = "cd /lab/mlflow && mv mlruns.db mlartifacts /lab/data/ && mkdir -p mlartifacts/half && touch mlruns.db.part"
     stack.compose(*shell, "server_mlflow", "-c", back)
     refused = stack.compose("run", "--rm", "-T", "--no-deps", "server_mlflow", "archive", "write", check=False)
-    assert (refused.returncode, "Bring it up once" in refused.stderr) == (1, True)
+    assert (refused.returncode, "Start the lab once" in refused.stderr) == (1, True)
     stack.up()
     assert "Moving MLflow's files" in stack.logs("server_mlflow")
     stack.serves(1)
