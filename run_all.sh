@@ -368,7 +368,7 @@ containers_labstack() {
 containers_predict() {
   local address
   address=$(containers_address api)
-  docker compose exec -T api python -m labstack.example --shown-at "$address" "$@"
+  docker compose exec -T api python -m labstack.api_client --shown-at "$address" "$@"
 }
 
 containers_archive() {
@@ -447,7 +447,7 @@ local_start() {
 local_labstack() {
   environment
   [[ ${1:-} != @(train|promote|rollback|canary|status|versions) ]] || "$python" -m labstack.local require-mlflow
-  "$python" -m labstack.training.cli "$@"
+  "$python" -m labstack.cli.main "$@"
 }
 
 local_predict() {
@@ -456,7 +456,7 @@ local_predict() {
 
 local_archive() {
   environment
-  "$python" -m labstack.archive "$1"
+  "$python" -m labstack.mlflow_server.archive "$1"
 }
 
 local_running() {

@@ -44,7 +44,7 @@ PACKAGE_INDEX_NAMES = {
 
 COMMAND = """\
 #!/bin/sh
-PYTHONPATH={source} exec {environment}/bin/python -m labstack.training.cli "$@"
+PYTHONPATH={source} exec {environment}/bin/python -m labstack.cli.main "$@"
 """
 
 CAUSES = (

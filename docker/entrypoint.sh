@@ -33,7 +33,7 @@ server)
     rm -rf /lab/data/mlartifacts /lab/data/mlruns.db /lab/data/mlruns.db-*
   fi
   export MLFLOW_PORT="${PORT:-${MLFLOW_PORT:-}}"
-  exec python -m labstack.tracking_server
+  exec python -m labstack.mlflow_server.main
   ;;
 api)
   if [ -e /lab/data/models/served.json ]; then # where it kept the API's cache; what is served is fetched anew
@@ -41,7 +41,7 @@ api)
   fi
   export API_PORT="${PORT:-${API_PORT:-}}"
   python -m labstack.store >/dev/null
-  exec python -m gunicorn -c python:labstack.api.gunicorn_conf labstack.api.wsgi:app
+  exec python -m gunicorn -c python:labstack.api.server.config labstack.api.server.wsgi:app
   ;;
 archive)
   shift
@@ -49,7 +49,7 @@ archive)
     echo "These data were written by an older Labstack. Start the lab once with this version to migrate them." >&2
     exit 1
   fi
-  exec python -m labstack.archive "$@"
+  exec python -m labstack.mlflow_server.archive "$@"
   ;;
 *)
   exec labstack "$@"

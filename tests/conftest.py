@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from sqlalchemy import Engine
 
 from labstack.api.app import create_app
-from labstack.mlflow_rest import MlflowRest
+from labstack.registry.client import MlflowRest
 from labstack.settings import ROOT, Settings
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
@@ -170,7 +170,7 @@ def run_mlflow(folder: Path, port: int) -> Iterator[Process]:
     process = start(
         folder,
         "mlflow",
-        ["-m", "labstack.tracking_server"],
+        ["-m", "labstack.mlflow_server.main"],
         f"http://localhost:{port}",
         mlflow_port=port,
         mlflow_backend_store_uri=f"sqlite:///{folder}/mlruns.db",
@@ -186,14 +186,14 @@ def run_mlflow(folder: Path, port: int) -> Iterator[Process]:
 
 @contextmanager
 def run_api(
-    folder: Path, *, until: str = "/ready", conf: str = "python:labstack.api.gunicorn_conf", **settings: Any
+    folder: Path, *, until: str = "/ready", conf: str = "python:labstack.api.server.config", **settings: Any
 ) -> Iterator[Process]:
     """Real gunicorn with two workers, as the lab starts it; yields when the path answers 200."""
     port = free_port()
     process = start(
         folder,
         "api",
-        ["-m", "gunicorn", "-c", conf, "labstack.api.wsgi:app"],
+        ["-m", "gunicorn", "-c", conf, "labstack.api.server.wsgi:app"],
         f"http://localhost:{port}",
         **{
             "api_port": port,

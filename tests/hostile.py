@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from labstack.contract import FILE_NAME, ONNX_FILE_NAME
+from labstack.model.contract import FILE_NAME, ONNX_FILE_NAME
 
 ENDLESS_ABOVE = 1_000.0  # a model of `endless` loops for ever for rows with a larger number
 

@@ -43,7 +43,7 @@ class Preloaded:
 
 def _call(arguments: list[str], env: dict[str, str], folder: str) -> None:
     """In the fork: become the command."""
-    from labstack.training.cli import main
+    from labstack.cli.main import main
 
     os.environ.clear()
     os.environ.update(env)
@@ -64,9 +64,9 @@ def _call(arguments: list[str], env: dict[str, str], folder: str) -> None:
 
 
 if __name__ == "__main__":
-    import labstack.training.cli
+    import labstack.cli.main
+    import labstack.registry.manifest
     import labstack.training.draft
-    import labstack.training.manifest
     import labstack.training.train  # noqa: F401
 
     for line in sys.stdin:

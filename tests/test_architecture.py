@@ -1,4 +1,4 @@
-"""Imports go one way: settings ← store, contract ← registry, monitoring ← api, and ← training."""
+"""Imports go one way: settings ← store, model ← registry, monitoring ← api, and ← training ← cli."""
 
 import ast
 import sys
@@ -16,49 +16,21 @@ ALLOWED = {
     "errors": set(),
     "settings": set(),
     "background": set(),
+    "deadline": set(),
     "locks": set(),
+    "log_file": set(),
     "sqlite_files": set(),
     "logs": {"background"},
-    "archive": {"locks"},
-    "tracking_server": {"archive", "sqlite_files"},
-    "example": set(),
-    "local": {"example", "log_file"},
-    "log_file": set(),
-    "contract": set(),
-    "compiled_parts": set(),
-    "serialization": {"compiled_parts"},
-    "predictor": {"contract", "serialization"},
+    "api_client": set(),
+    "local": {"api_client", "log_file"},
+    "mlflow_server": {"locks", "mlflow_server", "sqlite_files"},
+    "model": {"model"},
     "store": {"locks", "sqlite_files", "store"},
-    "deadline": set(),
-    "mlflow_rest": {"deadline"},
-    "trial": {"contract", "mlflow_rest", "predictor", "serialization"},
-    "monitoring": {"contract", "monitoring"},
-    "registry": {"mlflow_rest", "store"},
-    "api": {
-        "api",
-        "background",
-        "contract",
-        "deadline",
-        "logs",
-        "mlflow_rest",
-        "monitoring",
-        "predictor",
-        "registry",
-        "serialization",
-        "store",
-        "trial",
-    },
-    "training": {
-        "training",
-        "contract",
-        "logs",
-        "mlflow_rest",
-        "registry",
-        "serialization",
-        "sqlite_files",
-        "store",
-        "trial",
-    },
+    "monitoring": {"model", "monitoring"},
+    "registry": {"deadline", "model", "registry", "store"},
+    "api": {"api", "background", "deadline", "logs", "model", "monitoring", "registry", "store"},
+    "training": {"api_client", "logs", "model", "registry", "sqlite_files", "store", "training"},
+    "cli": {"api_client", "cli", "logs", "registry", "store", "training"},
 }
 
 
@@ -124,9 +96,17 @@ def module_path(name: str) -> Path | None:
 @pytest.mark.parametrize(
     ("service", "entries"),
     [
-        ("server", ["labstack.tracking_server"]),
-        ("api", ["labstack.api.wsgi", "labstack.api.gunicorn_conf", "labstack.store.__main__", "labstack.example"]),
-        ("mlops", ["labstack.training.cli"]),
+        ("server", ["labstack.mlflow_server.main"]),
+        (
+            "api",
+            [
+                "labstack.api.server.wsgi",
+                "labstack.api.server.config",
+                "labstack.store.__main__",
+                "labstack.api_client",
+            ],
+        ),
+        ("mlops", ["labstack.cli.main"]),
     ],
 )
 def test_an_environment_names_all_that_its_service_imports(service: str, entries: list[str]) -> None:

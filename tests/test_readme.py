@@ -10,9 +10,9 @@ import yaml
 from pydantic import BaseModel
 
 from labstack.api.app import create_app
+from labstack.cli.main import main
 from labstack.settings import ROOT, Settings
 from labstack.training import config
-from labstack.training.cli import main
 
 README = (ROOT / "README.md").read_text()
 

@@ -23,7 +23,7 @@ from typing import Any
 import click
 import psutil
 
-from labstack import example, log_file
+from labstack import api_client, log_file
 from labstack.settings import ROOT, Settings, load, reached_at
 
 STATE = ROOT / ".lab"
@@ -192,8 +192,8 @@ def services(settings: Settings) -> tuple[Service, ...]:
     """The lab's services, in the order in which they start."""
     token = settings.api_admin_token.get_secret_value() if settings.api_admin_token else ""
     digest = hashlib.sha256((settings.model_dump_json() + token).encode()).hexdigest()
-    mlflow = ("-m", "labstack.tracking_server")
-    api = ("-m", "gunicorn", "-c", "python:labstack.api.gunicorn_conf", "labstack.api.wsgi:app")
+    mlflow = ("-m", "labstack.mlflow_server.main")
+    api = ("-m", "gunicorn", "-c", "python:labstack.api.server.config", "labstack.api.server.wsgi:app")
     return (
         Service("server_mlflow", mlflow, reached_at(settings.mlflow_host), settings.mlflow_port, "MLFLOW_PORT", digest),
         Service("api", api, reached_at(settings.api_host), settings.api_port, "API_PORT", digest),
@@ -339,8 +339,8 @@ def predict(model: str | None) -> None:
     """Ask the API for one prediction of a model, by default the default one: print the curl line, then its answer."""
     _choose("api").require()
     try:
-        click.echo(example.ask(load(), model))
-    except example.NoPredictionError as error:
+        click.echo(api_client.ask(load(), model))
+    except api_client.NoPredictionError as error:
         sys.exit(f"No prediction: {error}")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from labstack import registry
 from labstack.api.app import create_app
 from labstack.api.service import Service
 from labstack.api.serving.cache import Cache
+from labstack.registry import moves
 from labstack.training import config, tracking
 from tests.conftest import Lab
 
@@ -19,7 +19,7 @@ from tests.conftest import Lab
 @pytest.fixture
 def running(lab: Lab, model: str) -> Iterator[Flask]:
     """An application that runs and follows, whose default model is one of the test's own, version 1 in production."""
-    registry.promote(lab.registry, lab.engine, model, 1, reason="first")
+    moves.promote(lab.registry, lab.engine, model, 1, reason="first")
     app = create_app(lab.settings(default_model_name=model, follow_interval_seconds=600))
     service: Service = app.extensions["labstack"]
     service.control.reset()
@@ -54,7 +54,7 @@ def trained(lab: Lab, service: Service) -> Iterator[str]:
     """A model with two versions that have files of their own, version 1 in production and followed."""
     name = f"trained_{time.monotonic_ns()}"
     assert [copied(lab, name, stored(lab, "iris", 1)) for _ in range(2)] == [1, 2]
-    registry.promote(lab.registry, lab.engine, name, 1, reason="first")
+    moves.promote(lab.registry, lab.engine, name, 1, reason="first")
     service.follower.sync()
     assert service.follower.lineups[name].production.served.version == 1
     yield name

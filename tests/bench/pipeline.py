@@ -150,7 +150,7 @@ def training(folder: Path, model: str, source: dict[str, str], candidate: dict[s
             }
         )
     )
-    return ["-m", "labstack.training.cli", "train", str(path)]
+    return ["-m", "labstack.cli.main", "train", str(path)]
 
 
 def run(command: list[str], **settings: Any) -> Ran:

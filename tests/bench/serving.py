@@ -24,8 +24,8 @@ from typing import Any
 
 import psutil
 
-from labstack import serialization
-from labstack.mlflow_rest import MlflowRest
+from labstack.model import skops_file
+from labstack.registry.client import MlflowRest
 from labstack.settings import ROOT, Settings
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
@@ -125,8 +125,8 @@ def prepare(url: str, folder: Path) -> None:
         given = config.read("iris").model_dump(by_alias=True) | {"after_promotion": "nothing"}
         pipeline = config.Pipeline.model_validate(given | changes)
         train(pipeline, client, engine, settings)
-        client.download(pipeline.model, 1, serialization.FILE_NAME, folder, 1 << 30, 60)
-        core = serialization.load(folder, 1 << 30)[1:]  # without the step that takes frames, so that arrays do
+        client.download(pipeline.model, 1, skops_file.FILE_NAME, folder, 1 << 30, 60)
+        core = skops_file.load(folder, 1 << 30)[1:]  # without the step that takes frames, so that arrays do
         (folder / f"{pipeline.model}.pickle").write_bytes(pickle.dumps(core))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from labstack import registry
-from labstack.registry import Rollout
+from labstack.registry import moves
+from labstack.registry.roles import Rollout, read_roles
 from labstack.store import audit, datasets
 from tests.browser.conftest import Browser
 from tests.conftest import Lab, Process, Relay, ask, free_port, run_api, run_mlflow, wait_until
@@ -25,9 +25,9 @@ def followed(lab: Lab) -> str:
     name = f"flowers_{time.monotonic_ns()}"
     for strength in (1.0, 2.0, 0.5):
         lab.train("iris", model=name, params={"C": strength, "max_iter": 1000})
-    if registry.roles(lab.registry, name).production != 1:
-        registry.promote(lab.registry, lab.engine, name, 1, reason="the first")
-    registry.promote(lab.registry, lab.engine, name, 2, reason="it looks better")
+    if read_roles(lab.registry, name).production != 1:
+        moves.promote(lab.registry, lab.engine, name, 1, reason="the first")
+    moves.promote(lab.registry, lab.engine, name, 2, reason="it looks better")
     return name
 
 
@@ -66,12 +66,12 @@ def predict(lab: Lab, api: Process, number: int, **shifts: float) -> list[str]:
 
 def as_it_was(lab: Lab, api: Process, model: str) -> None:
     """Version 2 in production, version 1 previous, no canary."""
-    roles = registry.roles(lab.registry, model)
+    roles = read_roles(lab.registry, model)
     if roles.canary is not None:
-        registry.stop_canary(lab.registry, lab.engine, model, reason="as it was")
+        moves.stop_canary(lab.registry, lab.engine, model, reason="as it was")
     for version in (1, 2):
-        if registry.roles(lab.registry, model).production not in (version, 2):
-            registry.promote(lab.registry, lab.engine, model, version, reason="as it was")
+        if read_roles(lab.registry, model).production not in (version, 2):
+            moves.promote(lab.registry, lab.engine, model, version, reason="as it was")
     ask(f"{api.url}/admin/reload", b"", "POST")
 
 
@@ -116,7 +116,7 @@ def test_operators_start_step_and_end_a_canary(browser: Browser, lab: Lab, api: 
     browser.type("#reason", "let us see")
     browser.click("Start the canary")
     browser.wait_for("Done.")
-    roles = registry.roles(lab.registry, followed)
+    roles = read_roles(lab.registry, followed)
     assert (roles.production, roles.canary) == (2, 3)
     assert roles.rollout is not None
     assert (roles.rollout.weight, roles.rollout.mode) == (0.4, "split")
@@ -133,28 +133,28 @@ def test_operators_start_step_and_end_a_canary(browser: Browser, lab: Lab, api: 
     assert "is taken out; production, version 2, answers every request again" in browser.text
     browser.click("Take the canary out")
     browser.wait_for("Done.")
-    assert registry.roles(lab.registry, followed).canary is None
-    newest = audit.moves(lab.engine, followed)[0]
+    assert read_roles(lab.registry, followed).canary is None
+    newest = audit.role_moves(lab.engine, followed)[0]
     assert (newest.role, newest.actor) == ("canary", "operator at 127.0.0.1")
-    assert "let us see" in [entry.reason for entry in audit.moves(lab.engine, followed)]
+    assert "let us see" in [entry.reason for entry in audit.role_moves(lab.engine, followed)]
 
 
 def test_operators_accept_a_canary_roll_back_and_reload(
     browser: Browser, lab: Lab, api: Process, followed: str
 ) -> None:
     as_it_was(lab, api, followed)
-    registry.start_canary(lab.registry, lab.engine, followed, 3, Rollout(0.5, "split"), reason="try")
+    moves.start_canary(lab.registry, lab.engine, followed, 3, Rollout(0.5, "split"), reason="try")
     ask(f"{api.url}/admin/reload", b"", "POST")
     browser.open(f"{api.url}/console")
     browser.click("Accept")
     assert "Version 3 becomes production and answers every request; version 2 becomes previous" in browser.text
     browser.click("Accept the canary")
     browser.wait_for("Version 3")
-    assert registry.roles(lab.registry, followed).production == 3
+    assert read_roles(lab.registry, followed).production == 3
     browser.click("Roll back to 2")
     browser.click("Roll back")
     browser.wait_for("What was production before is production again. Production is version 2.")
-    assert registry.roles(lab.registry, followed).production == 2
+    assert read_roles(lab.registry, followed).production == 2
     browser.click("Reload")
     assert "No role moves" in browser.text
     browser.click("Reload")
@@ -170,13 +170,13 @@ def test_after_a_promotion_each_role_keeps_its_requests(
     for number in [*(1, 2, 3) * 5]:
         original = lab.client.get_model_version(followed, str(number))
         lab.client.create_model_version(model, str(original.source), original.run_id, await_creation_for=0)
-    registry.promote(lab.registry, lab.engine, model, 1, reason="the first")
+    moves.promote(lab.registry, lab.engine, model, 1, reason="the first")
     with api_of(lab, tmp_path, model, lab_database_url=lab.database_url) as api:
         predict(lab, api, 150)
-        registry.start_canary(lab.registry, lab.engine, model, 2, Rollout(1, "split"), reason="try")
+        moves.start_canary(lab.registry, lab.engine, model, 2, Rollout(1, "split"), reason="try")
         ask(f"{api.url}/admin/reload", b"", "POST")
         predict(lab, api, 60, petal_length=0.3)
-        registry.accept_canary(lab.registry, lab.engine, model, 2, reason="it is better")
+        moves.accept_canary(lab.registry, lab.engine, model, 2, reason="it is better")
         ask(f"{api.url}/admin/reload", b"", "POST")
         predict(lab, api, 120)
         browser.open(f"{api.url}/console")
@@ -202,11 +202,11 @@ def test_what_was_confirmed_is_not_done_when_roles_moved_meanwhile(
 ) -> None:
     as_it_was(lab, api, followed)
     browser.open(f"{api.url}/console/confirm?move=rollback&model={followed}")
-    registry.promote(lab.registry, lab.engine, followed, 3, reason="by somebody else")
+    moves.promote(lab.registry, lab.engine, followed, 3, reason="by somebody else")
     browser.click("Roll back")
     browser.wait_for("Not done")
     assert "have moved since the page was made" in browser.text
-    assert registry.roles(lab.registry, followed).production == 3
+    assert read_roles(lab.registry, followed).production == 3
     browser.require_sound("refused")
     browser.click("Back to the console")
     browser.wait_for("Production")
@@ -245,11 +245,11 @@ def test_without_the_token_nobody_moves_anything_or_sees_inputs(
 
 
 def test_a_foreign_page_makes_no_operator_move_anything(lab: Lab, api: Process, followed: str) -> None:
-    roles = registry.roles(lab.registry, followed)
+    roles = read_roles(lab.registry, followed)
     form = f"move=reload&model={followed}&roles=x".encode()
     headers = {"Origin": "http://evil.example", "Content-Type": "application/x-www-form-urlencoded"}
     assert ask(f"{api.url}/console/move", form, "POST", headers).status == 403
-    assert registry.roles(lab.registry, followed) == roles
+    assert read_roles(lab.registry, followed) == roles
 
 
 def test_a_lab_without_a_model(browser: Browser, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_the_page_looks_again_by_itself_and_leaves_who_reads_alone(
     looked = "return document.querySelector('footer time').textContent"
     before = browser.run(looked)
     browser.type("[name=petal_length]", "3.21")
-    registry.rollback(lab.registry, lab.engine, followed, reason="behind the page's back")
+    moves.rollback(lab.registry, lab.engine, followed, reason="behind the page's back")
     ask(f"{api.url}/admin/reload", b"", "POST")
     wait_until(lambda: browser.run(looked) != before, 20, "it looks again")
     browser.wait_for("behind the page's back")

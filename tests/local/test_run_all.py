@@ -280,7 +280,7 @@ def test_an_unknown_task_is_refused(copy: Copy) -> None:
 
 def history(copy: Copy) -> list[tuple[str | None, int]]:
     """Every move of a production role in the copy's database."""
-    moves = audit.moves(connect(f"sqlite:///{copy.folder}/db/lab.db"))
+    moves = audit.role_moves(connect(f"sqlite:///{copy.folder}/db/lab.db"))
     return [(move.model, move.to_version or 0) for move in moves]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from labstack.contract import Contract, Reference, Sample
+from labstack.model.contract import Contract, Reference, Sample
 from labstack.monitoring.canary import Outcome, Rules, judge
 from labstack.monitoring.counts import LATENCY_EDGES, Counts, Layout
 

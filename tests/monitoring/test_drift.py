@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from labstack.contract import Contract, Feature, Matrix, Sample
+from labstack.model.contract import Contract, Feature, Matrix, Sample
 from labstack.monitoring import drift
 from labstack.monitoring.counts import LATENCY_EDGES, Counts, Layout
 from labstack.monitoring.drift import Drift, Thresholds

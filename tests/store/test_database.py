@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, event, text
 
 from labstack.store import audit, database, datasets  # noqa: F401  # the tables that are compared
-from labstack.store.audit import Entry, moves
+from labstack.store.audit import Entry, role_moves
 from labstack.store.database import DatabaseError, Table, connect, migrate, moving, reading, writing
 from tests.conftest import environment
 
@@ -39,7 +39,7 @@ def test_the_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> N
 
 def test_migrating_again_changes_nothing(engine: Engine) -> None:
     migrate(engine)
-    assert moves(engine) == []
+    assert role_moves(engine) == []
 
 
 @pytest.mark.usefixtures("group_writable")
@@ -90,7 +90,7 @@ def test_a_failed_transaction_leaves_nothing(engine: Engine) -> None:
         session.add(move(1))
         session.flush()
         raise RuntimeError("midway")
-    assert moves(engine) == []
+    assert role_moves(engine) == []
 
 
 def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
@@ -125,18 +125,18 @@ def test_a_query_without_an_end_is_given_up(engine: Engine, monkeypatch: pytest.
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
     with pytest.raises(DatabaseError, match="interrupted"), reading(engine) as session:
         session.execute(text(endless))
-    assert moves(engine) == [], "the next query has its own time"
+    assert role_moves(engine) == [], "the next query has its own time"
 
 
 def test_a_file_that_is_gone_is_not_made_anew(engine: Engine, tmp_path: Path) -> None:
-    assert moves(engine) == []
+    assert role_moves(engine) == []
     (tmp_path / "lab.db").rename(tmp_path / "away.db")
     for _ in range(2):
         with pytest.raises(DatabaseError, match=r"lab\.db is gone.*Put it back"):
-            moves(engine)
+            role_moves(engine)
     assert not (tmp_path / "lab.db").exists()
     (tmp_path / "away.db").rename(tmp_path / "lab.db")
-    assert moves(engine) == []
+    assert role_moves(engine) == []
 
 
 def test_a_file_that_is_replaced_is_used_from_then_on(engine: Engine, tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ def test_a_file_that_is_replaced_is_used_from_then_on(engine: Engine, tmp_path: 
     with writing(other) as session:
         session.add(move(7))
     other.dispose()
-    assert moves(engine) == []
+    assert role_moves(engine) == []
     for path in tmp_path.glob("lab.db*"):
         path.rename(tmp_path / f"old-{path.name}")
     (tmp_path / "other.db").rename(tmp_path / "lab.db")
-    assert [entry.to_version for entry in moves(engine)] == [7]
+    assert [entry.to_version for entry in role_moves(engine)] == [7]
 
 
 @pytest.mark.parametrize("moment", ["before the commit", "in the commit"])
@@ -173,7 +173,7 @@ def test_a_full_disk_is_said_so(engine: Engine) -> None:
         pages = session.execute(text("PRAGMA page_count")).scalar()
         session.execute(text(f"PRAGMA max_page_count = {pages}"))
         session.add_all([move(number) for number in range(5000)])
-    assert moves(engine) == []
+    assert role_moves(engine) == []
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
@@ -212,6 +212,6 @@ def test_moves_of_the_second_form_are_taken_over(tmp_path: Path) -> None:
             query = "INSERT INTO role_moves VALUES (NULL, :at, 'm', 'production', NULL, :to, 'me', 'why')"
             connection.execute(text(query), values)
     migrate(engine)
-    newest, oldest = moves(engine, "m")
+    newest, oldest = role_moves(engine, "m")
     assert (newest.to_version, oldest.to_version, oldest.actor, oldest.reason) == (2, 1, "me", "why")
     assert oldest.at == datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from labstack import registry
 from labstack.api.app import create_app
+from labstack.registry import moves
+from labstack.registry.roles import read_roles
 from tests.conftest import Lab, Process
 
 ROW = {"hours_studied": 6.0, "sleep_hours": 7.0, "attendance_percent": 80.0, "previous_scores": 60.0}
@@ -112,6 +113,6 @@ def versions(lab: Lab) -> Versions:
         matrix, _ = served.plan.parse([ROW])
         [values[number]] = served.predictor.predict(matrix).outputs
     assert len({round(value, 2) for value in values.values()}) == 3
-    if registry.roles(lab.registry, name).production != 1:
-        registry.promote(lab.registry, lab.engine, name, 1, reason="first")
+    if read_roles(lab.registry, name).production != 1:
+        moves.promote(lab.registry, lab.engine, name, 1, reason="first")
     return Versions(name, values)

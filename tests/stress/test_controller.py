@@ -20,9 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, PowerTransformer
 
-from labstack import registry
-from labstack.contract import Contract
-from labstack.registry import Rollout
+from labstack.model.contract import Contract
+from labstack.registry import moves
+from labstack.registry.roles import Rollout, read_roles
 from labstack.store import audit, datasets
 from tests.api.conftest import stored
 from tests.conftest import Lab, Process, ask, run_api, wait_until
@@ -49,8 +49,8 @@ def trial(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]
     made["slow"] = lab.train("iris", model=model, **slow, gates={"onnx": "off"})
     made["failing"] = lab.train("iris", model=model, params={"C": 1.5, "max_iter": 1000})
     fail_on_negative_numbers(lab, stored(lab, model, made["failing"]))
-    if registry.roles(lab.registry, model).production != 1:
-        registry.promote(lab.registry, lab.engine, model, 1, reason="first")
+    if read_roles(lab.registry, model).production != 1:
+        moves.promote(lab.registry, lab.engine, model, 1, reason="first")
     settings: dict[str, Any] = {
         "mlflow_tracking_uri": lab.tracking_uri,
         "lab_database_url": lab.database_url,
@@ -135,7 +135,7 @@ def callers(lab: Lab, trial: Trial) -> Iterator[list[Answered]]:
 
 def moved(lab: Lab, trial: Trial, since: int) -> list[audit.Entry]:
     """What the controller did, oldest first."""
-    found = [entry for entry in audit.moves(lab.engine, trial.model) if entry.id > since]
+    found = [entry for entry in audit.role_moves(lab.engine, trial.model) if entry.id > since]
     return [entry for entry in reversed(found) if entry.actor.startswith("controller")]
 
 
@@ -145,19 +145,19 @@ def newest(lab: Lab) -> int:
 
 def try_canary(lab: Lab, trial: Trial, name: str, mode: Any = "split") -> int:
     """Start a canary; the audit's newest entry before."""
-    if registry.roles(lab.registry, trial.model).production != 1:
-        registry.promote(lab.registry, lab.engine, trial.model, 1, reason="as it was")
+    if read_roles(lab.registry, trial.model).production != 1:
+        moves.promote(lab.registry, lab.engine, trial.model, 1, reason="as it was")
     before = newest(lab)
     rollout = Rollout(0.3 if mode == "split" else 1, mode)
     number = trial.versions[name]
-    registry.start_canary(lab.registry, lab.engine, trial.model, number, rollout, reason="try", who="test")
+    moves.start_canary(lab.registry, lab.engine, trial.model, number, rollout, reason="try", who="test")
     for api in trial.apis:
         ask(f"{api.url}/admin/reload", b"", "POST")
     return before
 
 
 def ended(lab: Lab, trial: Trial) -> Callable[[], bool]:
-    return lambda: registry.roles(lab.registry, trial.model).canary is None
+    return lambda: read_roles(lab.registry, trial.model).canary is None
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_bad_canary_is_taken_out_and_no_caller_fails(lab: Lab, trial: Trial, n
     assert re.search(why, entries[0].reason)
     assert entries[0].evidence is not None
     assert entries[0].evidence["outcome"] == "roll back"
-    assert registry.roles(lab.registry, trial.model).production == 1
+    assert read_roles(lab.registry, trial.model).production == 1
     assert {one.status for one in seen} == {200}
     assert trial.versions[name] in {one.version for one in seen}
 
@@ -205,7 +205,7 @@ def test_a_shadow_that_holds_answers_callers_next(lab: Lab, trial: Trial) -> Non
     with callers(lab, trial) as seen:
 
         def stepped() -> Any:
-            rollout = registry.roles(lab.registry, trial.model).rollout
+            rollout = read_roles(lab.registry, trial.model).rollout
             return rollout is None or rollout.mode == "split"
 
         wait_until(stepped, 60, "the canary answers a share")
@@ -245,8 +245,8 @@ def test_a_tie_stays_where_it_is(lab: Lab, trial: Trial) -> None:
     found = {check["name"]: check["found"] for check in verdict["checks"]}
     assert found["outcomes"] == "unsure"
     assert moved(lab, trial, before) == []
-    assert registry.roles(lab.registry, trial.model).canary == trial.versions["good"]
-    registry.stop_canary(lab.registry, lab.engine, trial.model, reason="end of the test")
+    assert read_roles(lab.registry, trial.model).canary == trial.versions["good"]
+    moves.stop_canary(lab.registry, lab.engine, trial.model, reason="end of the test")
 
 
 def answered_all(api: Process) -> int:

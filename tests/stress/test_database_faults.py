@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from labstack.store.database import connect, migrate
-from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api, wait_until
-from tests.integration.test_prediction_log import (
+from tests.api.recording.test_prediction_log import (
     accounted,
     counted,
     kept,
@@ -21,6 +20,7 @@ from tests.integration.test_prediction_log import (
     told,
     workers_of,
 )
+from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api, wait_until
 
 
 def test_predictions_go_on_while_the_database_stalls_and_what_was_lost_is_told(

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from labstack import registry
-from labstack.registry import Roles
+from labstack.registry.roles import Roles, read_all_roles, read_roles
+from tests.cli.test_main import write
 from tests.conftest import Lab
-from tests.training.test_cli import write
 
 STEPS = ["rows read", "trial", "fitted and evaluated", "packed", "gate", "registered", "promoted"]
 
@@ -18,7 +17,7 @@ STEPS = ["rows read", "trial", "fitted and evaluated", "packed", "gate", "regist
 def test_a_training_that_is_ended_closes_its_run(lab: Lab, tmp_path: Path, name: str) -> None:
     path = write(tmp_path, name, "search: {alpha: {low: 0.01, high: 10}}", more="search: {trials: 10000, folds: 10}")
     with subprocess.Popen(
-        [sys.executable, "-m", "labstack.training.cli", "train", str(path)],
+        [sys.executable, "-m", "labstack.cli.main", "train", str(path)],
         env=lab.environment(),
         stderr=subprocess.PIPE,
         text=True,
@@ -33,7 +32,7 @@ def test_a_training_that_is_ended_closes_its_run(lab: Lab, tmp_path: Path, name:
     assert found is not None
     runs = lab.client.search_runs([found.experiment_id], "tags.labstack.fingerprint != ''")
     assert [run.info.status for run in runs] == ["KILLED"]
-    assert name not in registry.all_roles(lab.registry)
+    assert name not in read_all_roles(lab.registry)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -44,11 +43,11 @@ def test_a_training_that_is_killed_leaves_nothing_half_done(lab: Lab, tmp_path: 
     assert killed.returncode == -signal.SIGKILL
     versions = lab.registry.versions(name)
     assert all(version.tags.get("labstack.gates") for version in versions)
-    roles = registry.roles(lab.registry, name)
+    roles = read_roles(lab.registry, name)
     assert roles in (Roles(production=1), Roles(production=2, previous=1))
     assert roles.production == 1 or STEPS.index(step) >= STEPS.index("registered")
     done = lab.run("train", str(path))
     assert done.returncode == 0, done.stderr
-    again = registry.roles(lab.registry, name)
+    again = read_roles(lab.registry, name)
     assert (again.production or 0) >= 2
     assert again.previous == 1

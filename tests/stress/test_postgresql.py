@@ -17,17 +17,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, select, text
 
-from labstack import registry
 from labstack.errors import LabError
+from labstack.registry import moves
 from labstack.store import audit, datasets, predictions
 from labstack.store.database import DatabaseError, Table, connect, migrate, reading, writing
 from labstack.store.predictions import Prediction
 from labstack.training import data
+from tests.api.recording.test_prediction_log import accounted, load, reachable
 from tests.conftest import IRIS_ROW, Lab, ask, free_port, run_api, wait_until
-from tests.integration.test_prediction_log import accounted, load, reachable
+from tests.registry.test_moves import *  # noqa: F403
 from tests.store.test_predictions import *  # noqa: F403  # the same tests, with the engine of this module
 from tests.store.test_windows import *  # noqa: F403
-from tests.test_moves import *  # noqa: F403
 from tests.training.test_data import pipeline
 
 SERVERS = Path("/usr/lib/postgresql")  # where Debian puts them
@@ -144,9 +144,9 @@ def test_a_pipelines_query_reads_another_database_and_changes_nothing(server: st
 
 
 def test_roles_move_and_are_recorded(engine: Engine, lab: Lab, model: str) -> None:
-    registry.promote(lab.registry, engine, model, 1, reason="first")
-    registry.promote(lab.registry, engine, model, 2, reason="second")
-    assert [entry.to_version for entry in audit.moves(engine, model)] == [1, 2, 1]
+    moves.promote(lab.registry, engine, model, 1, reason="first")
+    moves.promote(lab.registry, engine, model, 2, reason="second")
+    assert [entry.to_version for entry in audit.role_moves(engine, model)] == [1, 2, 1]
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from scipy import stats
 
-from labstack import registry
-from labstack.registry import Rollout
+from labstack.registry import moves
+from labstack.registry.roles import Rollout, read_roles
 from tests.conftest import Lab, Process, Relay, ask, run_api, wait_until
 from tests.stress.conftest import ROW, Seen, Versions, load
 
@@ -51,7 +51,7 @@ def test_of_many_promotions_none_loses_a_request_or_leaves_a_stale_answer(
     lab: Lab, versions: Versions, tmp_path: Path, workers: int
 ) -> None:
     """Two API processes on one registry; each reload is asked of both, and holds from its 200 on."""
-    moves: list[tuple[float, float, int]] = []  # when the move began, when both had answered, the version
+    settled_moves: list[tuple[float, float, int]] = []  # when the move began, when both had answered, the version
     with ExitStack() as stack:
         apis = []
         for name in ("one", "other"):
@@ -64,13 +64,13 @@ def test_of_many_promotions_none_loses_a_request_or_leaves_a_stale_answer(
         with load(*apis, path=versions.path, clients=3) as seen:
             for number in itertools.islice(itertools.cycle((2, 3, 1)), PROMOTIONS):
                 began = time.monotonic()
-                if registry.roles(lab.registry, versions.model).production != number:
-                    registry.promote(lab.registry, lab.engine, versions.model, number, reason="stress")
+                if read_roles(lab.registry, versions.model).production != number:
+                    moves.promote(lab.registry, lab.engine, versions.model, number, reason="stress")
                 for api in apis:
                     reload(api)
-                moves.append((began, time.monotonic(), number))
+                settled_moves.append((began, time.monotonic(), number))
     assert_right(seen, versions, least=2000)
-    for (_, settled, number), (following, _, _) in itertools.pairwise([*moves, (time.monotonic(), 0.0, 0)]):
+    for (_, settled, number), (following, _, _) in itertools.pairwise([*settled_moves, (time.monotonic(), 0.0, 0)]):
         stale = [one for one in seen if settled <= one.began and one.ended <= following and one.version != number]
         assert stale == []
 
@@ -160,9 +160,9 @@ def test_a_registry_that_comes_and_goes_costs_no_request(lab: Lab, versions: Ver
 
 def test_the_share_of_a_canary_holds_over_workers_and_replicas(lab: Lab, versions: Versions, tmp_path: Path) -> None:
     model, weight = versions.model, 0.25
-    if registry.roles(lab.registry, model).production != 1:
-        registry.promote(lab.registry, lab.engine, model, 1, reason="stress")
-    registry.start_canary(lab.registry, lab.engine, model, 2, Rollout(weight, "split"), reason="stress")
+    if read_roles(lab.registry, model).production != 1:
+        moves.promote(lab.registry, lab.engine, model, 1, reason="stress")
+    moves.start_canary(lab.registry, lab.engine, model, 2, Rollout(weight, "split"), reason="stress")
     keys = [f"user-{number}" for number in range(1000)]
     try:
         with ExitStack() as stack:
@@ -177,7 +177,7 @@ def test_the_share_of_a_canary_holds_over_workers_and_replicas(lab: Lab, version
                     answers = {key: ask(api.url + versions.path, ROW, headers={"X-Canary-Key": key}) for key in keys}
                     roles.append({key: answer.json["model"]["role"] for key, answer in answers.items()})
     finally:
-        registry.stop_canary(lab.registry, lab.engine, model, reason="stress")
+        moves.stop_canary(lab.registry, lab.engine, model, reason="stress")
     assert all(one == roles[0] for one in roles)
     interval = stats.binom.interval(0.9999, len(keys), weight)
     assert interval[0] <= sum(role == "canary" for role in roles[0].values()) <= interval[1]
@@ -186,8 +186,8 @@ def test_the_share_of_a_canary_holds_over_workers_and_replicas(lab: Lab, version
 def test_a_full_disk_of_the_cache_keeps_what_is_served(lab: Lab, versions: Versions, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if registry.roles(lab.registry, versions.model).production != 1:
-        registry.promote(lab.registry, lab.engine, versions.model, 1, reason="stress")
+    if read_roles(lab.registry, versions.model).production != 1:
+        moves.promote(lab.registry, lab.engine, versions.model, 1, reason="stress")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], check=True)
     try:
         settings: dict[str, Any] = {"mlflow_tracking_uri": lab.tracking_uri, "api_cache_dir": disk}
@@ -197,7 +197,7 @@ def test_a_full_disk_of_the_cache_keeps_what_is_served(lab: Lab, versions: Versi
                 while True:
                     os.write(ballast, b"x" * 4096)
             os.close(ballast)
-            registry.promote(lab.registry, lab.engine, versions.model, 3, reason="stress")
+            moves.promote(lab.registry, lab.engine, versions.model, 3, reason="stress")
             failed = ask(f"{api.url}/admin/reload", b"", "POST")
             assert (failed.status, "No space left" in failed.text) == (503, True), failed.text
             (disk / "ballast").unlink()

@@ -53,7 +53,7 @@ def test_iris_splits_by_class_and_the_same_way_each_time(engine: Engine) -> None
     again = data.load(engine, asked)
     assert np.array_equal(table.test, again.test)
     assert table.digest == again.digest
-    assert table.remarks == ()
+    assert table.warnings == ()
 
 
 def test_numbers_can_be_labels(engine: Engine, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_text_is_a_category_and_comes_after_numbers(engine: Engine, tmp_path: Pa
 def test_rows_without_features_or_target_are_left_out(engine: Engine, tmp_path: Path) -> None:
     table = load(engine, tmp_path, "x,z,y\n,,a\n1,2,\n" + rows(20, "{r},{n},{c}"))
     assert len(table.target) == 20
-    assert table.remarks[:2] == ("1 rows have no feature, and are left out", "1 rows have no target, and are left out")
+    assert table.warnings[:2] == ("1 rows have no feature, and are left out", "1 rows have no target, and are left out")
 
 
 def test_which_columns_and_rows_are_meant_can_be_said(engine: Engine, tmp_path: Path) -> None:
@@ -314,14 +314,14 @@ def test_what_the_pipeline_names_must_be_there(
 def test_what_is_doubtful_is_said_and_goes_on(engine: Engine, tmp_path: Path, text: str, doubt: str) -> None:
     (tmp_path / "table.csv").write_text(text)
     datasets.load_csv(engine, tmp_path / "table.csv", "table")
-    found = {remark for seed in range(20) for remark in data.load(engine, pipeline(split={"seed": seed})).remarks}
-    assert any(doubt in remark for remark in found), found
+    found = {warning for seed in range(20) for warning in data.load(engine, pipeline(split={"seed": seed})).warnings}
+    assert any(doubt in warning for warning in found), found
 
 
 def test_a_leak_into_a_regression_is_said(engine: Engine, tmp_path: Path) -> None:
     text = "x,leak,y\n" + "".join(f"{n * 37 % 11},{3 * n * n + 1},{n * n}\n" for n in range(60))
     assert any(
-        "'leak' alone tells the target" in remark for remark in load(engine, tmp_path, text, "regression").remarks
+        "'leak' alone tells the target" in warning for warning in load(engine, tmp_path, text, "regression").warnings
     )
 
 
@@ -393,12 +393,12 @@ def test_rare_classes_and_noise_are_no_leak(engine: Engine, tmp_path: Path) -> N
     random = np.random.default_rng(0)
     target = np.where(np.arange(6000) % 1000 < 5, "rare", "common")
     text = "".join(f"{value:.4f},{label}\n" for value, label in zip(random.normal(size=6000), target, strict=True))
-    assert load(engine, tmp_path, "x,y\n" + text).remarks == ()
+    assert load(engine, tmp_path, "x,y\n" + text).warnings == ()
 
 
 def test_categories_that_tell_the_target_are_a_leak(engine: Engine, tmp_path: Path) -> None:
     text = "code,x,y\n" + "".join(f"k{n % 6},{n * 37 % 11},{'ab'[n % 6 in (0, 2, 5)]}\n" for n in range(120))
-    assert any("'code' alone tells the target" in remark for remark in load(engine, tmp_path, text).remarks)
+    assert any("'code' alone tells the target" in warning for warning in load(engine, tmp_path, text).warnings)
 
 
 def test_numbers_that_no_prediction_takes_are_refused(engine: Engine, tmp_path: Path) -> None:

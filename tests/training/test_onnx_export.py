@@ -26,7 +26,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-from labstack.contract import Matrix
+from labstack.model.contract import Matrix
 from labstack.training.onnx_export import TOLERANCE, export, measure_parity
 
 LOADERS = {"iris": load_iris, "cancer": load_breast_cancer, "diabetes": load_diabetes}

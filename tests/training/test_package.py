@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labstack import predictor, serialization
-from labstack.contract import Contract, Plan
+from labstack.model import predictor, skops_file
+from labstack.model.contract import Contract, Plan
 from labstack.training import data, package
 from labstack.training.config import Pipeline
 from labstack.training.data import Table
@@ -77,7 +77,7 @@ def test_all_that_is_served_predicts_as_the_estimator_did(
     matrix, _ = Plan(contract).parse(rows, "rows")
     predictions = served.predict(matrix)
     assert predictions.probabilities is not None
-    loaded = serialization.load(tmp_path, 1 << 30)  # as MLflow's users do, who hand it frames
+    loaded = skops_file.load(tmp_path, 1 << 30)  # as MLflow's users do, who hand it frames
     assert predictions.outputs == loaded.predict(table.frame.iloc[table.test]).tolist()
     np.testing.assert_allclose(predictions.probabilities, loaded.predict_proba(table.frame.iloc[table.test]), atol=1e-5)
 

@@ -12,15 +12,17 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import text
 
-from labstack import registry, serialization
-from labstack.contract import Contract
 from labstack.errors import LabError
-from labstack.registry import Roles
+from labstack.model import skops_file
+from labstack.model.contract import Contract
+from labstack.registry import moves
+from labstack.registry.eligibility import GATES_TAG
+from labstack.registry.roles import Roles, read_all_roles, read_roles
 from labstack.store import datasets
-from labstack.store.audit import Entry, moves
+from labstack.store.audit import Entry, role_moves
 from labstack.training import card, config, data, gates, progress, train
 from labstack.training.gates import Gate
-from labstack.training.promotion import GATES_TAG, TrainingError
+from labstack.training.promotion import TrainingError
 from labstack.training.tracking import experiment
 from labstack.training.train import Outcome
 from tests.conftest import Lab, Relay
@@ -35,12 +37,12 @@ RIDGES = [
 
 def production_moves(lab: Lab, model: str) -> list[Entry]:
     """The moves of production, newest first."""
-    return [move for move in moves(lab.engine, model) if move.role == "production"]
+    return [move for move in role_moves(lab.engine, model) if move.role == "production"]
 
 
 def test_the_first_version_becomes_production(lab: Lab) -> None:
-    assert registry.all_roles(lab.registry)["iris"] == Roles(production=1)
-    [move] = moves(lab.engine, "iris")
+    assert read_all_roles(lab.registry)["iris"] == Roles(production=1)
+    [move] = role_moves(lab.engine, "iris")
     assert (move.from_version, move.to_version) == (None, 1)
     assert move.reason.startswith("the model had no production version, accuracy 0.9")
 
@@ -49,7 +51,7 @@ def test_better_is_promoted_and_same_or_worse_is_not(lab: Lab, name: str) -> Non
     worse = {"model": name} | WORSE
     better = {"model": name} | BETTER
     assert [lab.train("student_exam", **changes) for changes in (worse, worse, better, worse)] == [1, 2, 3, 4]
-    assert registry.roles(lab.registry, name) == Roles(production=3, previous=1)
+    assert read_roles(lab.registry, name) == Roles(production=3, previous=1)
     newest, oldest = production_moves(lab, name)
     assert (oldest.to_version, newest.from_version, newest.to_version) == (1, 1, 3)
     assert "rmse" in newest.reason
@@ -131,7 +133,7 @@ def test_a_version_is_a_package_that_mlflow_loads_too(lab: Lab, tmp_path: Path) 
     assert loaded.metadata.saved_input_example_info is not None
     table = data.load(lab.engine, config.read("iris"))
     rows = table.frame.iloc[table.test]
-    np.testing.assert_array_equal(loaded.predict(rows), serialization.load(folder, 1 << 30).predict(rows))
+    np.testing.assert_array_equal(loaded.predict(rows), skops_file.load(folder, 1 << 30).predict(rows))
 
 
 def test_text_and_gaps_are_in_the_signature(lab: Lab, tmp_path: Path, name: str) -> None:
@@ -154,14 +156,14 @@ def test_text_and_gaps_are_in_the_signature(lab: Lab, tmp_path: Path, name: str)
 def test_a_failed_fit_registers_nothing(lab: Lab, name: str) -> None:
     with pytest.raises(TrainingError, match="LogisticRegression does not fit"):
         lab.train("iris", model=name, params={"C": -1.0})
-    assert name not in registry.all_roles(lab.registry)
+    assert name not in read_all_roles(lab.registry)
 
 
 def test_an_estimator_that_fits_and_cannot_predict_registers_nothing(lab: Lab, name: str) -> None:
     knn = "sklearn.neighbors.KNeighborsClassifier"
     with pytest.raises(TrainingError, match="n_neighbors <= n_samples_fit"):
         lab.train("iris", model=name, estimator=knn, params={"n_neighbors": 1000})
-    assert name not in registry.all_roles(lab.registry)
+    assert name not in read_all_roles(lab.registry)
     assert not (lab.folder / "outputs" / name).exists() or not list((lab.folder / "outputs" / name).iterdir())
 
 
@@ -169,7 +171,7 @@ def test_a_version_that_fails_a_gate_keeps_no_role_and_says_why(lab: Lab, name: 
     outcome = lab.outcome("student_exam", model=name, gates={"thresholds": {"r2": 0.999}})
     assert (outcome.passed, outcome.promoted, outcome.version) == (False, False, 1)
     assert outcome.reason.startswith("r2 0.8")
-    assert registry.roles(lab.registry, name) == Roles()
+    assert read_roles(lab.registry, name) == Roles()
     tags = lab.registry.version(name, 1).tags
     assert tags[GATES_TAG] == "failed"
     assert tags["labstack.gate.threshold r2"].startswith("failed: r2 0.8")
@@ -181,15 +183,15 @@ def test_without_registration_only_a_run_is_left(lab: Lab, name: str) -> None:
     outcome = train.train(pipeline, lab.registry, lab.engine, lab.settings(), register=False)
     assert (outcome.version, outcome.promoted) == (None, False)
     assert lab.client.get_run(str(outcome.run_id)).data.metrics["accuracy"] == outcome.metrics["accuracy"]
-    assert name not in registry.all_roles(lab.registry)
+    assert name not in read_all_roles(lab.registry)
 
 
 def test_a_version_whose_training_was_ended_is_looked_at_again(lab: Lab, name: str) -> None:
     pipeline = lab.pipeline("student_exam", model=name)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(registry, "promote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(moves, "promote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         train.train(pipeline, lab.registry, lab.engine, lab.settings())
-    assert registry.roles(lab.registry, name) == Roles()
+    assert read_roles(lab.registry, name) == Roles()
     again = train.train(pipeline, lab.registry, lab.engine, lab.settings(), if_changed=True)
     assert (again.version, again.promoted) == (2, True)
 
@@ -242,7 +244,7 @@ def test_who_asks_is_answered(lab: Lab, name: str, approved: bool) -> None:
     outcome = train.train(pipeline, lab.registry, lab.engine, lab.settings(), approve=approve)
     assert outcome.promoted is approved
     assert [gate.name for gate in seen] == ["parity", "latency"]
-    assert registry.roles(lab.registry, name) == Roles(production=1 if approved else None)
+    assert read_roles(lab.registry, name) == Roles(production=1 if approved else None)
     if not approved:
         assert outcome.reason == f"nobody approved of it; later: labstack promote {name} 1"
 
@@ -250,7 +252,7 @@ def test_who_asks_is_answered(lab: Lab, name: str, approved: bool) -> None:
 def test_manual_leaves_a_candidate(lab: Lab, name: str) -> None:
     outcome = lab.outcome("iris", model=name, approval="manual")
     assert (outcome.passed, outcome.promoted, outcome.reason) == (True, False, f"it awaits: labstack promote {name} 1")
-    assert registry.roles(lab.registry, name) == Roles()
+    assert read_roles(lab.registry, name) == Roles()
 
 
 def test_a_model_keeps_to_its_question(lab: Lab, name: str) -> None:
@@ -299,10 +301,10 @@ def test_two_trainings_at_once_both_finish_and_the_better_one_wins(lab: Lab, nam
             thread.join()
     assert sorted(outcome.version or 0 for outcome in outcomes) == [2, 3]
     best = min(outcomes, key=lambda outcome: outcome.metrics["rmse"])
-    assert registry.roles(lab.registry, name).production == best.version
+    assert read_roles(lab.registry, name).production == best.version
     for outcome in outcomes:  # the worse one, unless it was first and the better one took its place
-        moves = [move.to_version for move in production_moves(lab, name)]
-        assert outcome.promoted is (outcome.version in moves)
+        promoted = [move.to_version for move in production_moves(lab, name)]
+        assert outcome.promoted is (outcome.version in promoted)
         tag = lab.registry.version(name, outcome.version or 0).tags[GATES_TAG]
         assert tag == ("passed" if outcome.promoted else "failed")
 
@@ -311,7 +313,7 @@ def test_a_production_version_that_was_deleted_or_damaged_is_no_dead_end(lab: La
     lab.train("iris", model=name)
     lab.client.delete_model_version(name, "1")
     assert lab.train("iris", model=name) == 2
-    assert registry.roles(lab.registry, name).production == 2
+    assert read_roles(lab.registry, name).production == 2
     source = str(lab.client.get_model_version(name, "2").source).removeprefix("models:/")
     [stored] = (lab.folder / "mlartifacts").rglob(f"{source}/artifacts/model.skops")
     stored.write_bytes(b"damaged")

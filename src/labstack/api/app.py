@@ -8,14 +8,15 @@ import orjson
 from flask import Flask
 from flask.json.provider import JSONProvider
 
-from labstack.api import problems, queries, request
-from labstack.api.hot_lane import HotLane
-from labstack.api.recorder import Recorder
+from labstack.api import problems
+from labstack.api.http import queries, request
+from labstack.api.predicting.fast_path import FastPath
+from labstack.api.recording.recorder import Recorder
 from labstack.api.routes import admin, assets, console, data, docs, hooks, info, invocations, monitoring, predict, v2
 from labstack.api.service import Service
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
-from labstack.mlflow_rest import MlflowRest
+from labstack.registry.client import MlflowRest
 from labstack.settings import Settings
 
 
@@ -31,7 +32,7 @@ class OrjsonProvider(JSONProvider):
 
 def create_app(settings: Settings) -> Flask:
     """The API, with nothing started: each worker starts its own service after the fork."""
-    app = Flask(__name__, static_folder=None)
+    app = Flask(__name__, static_folder=None, template_folder="web/templates")
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     name = f"{socket.gethostname()}-{settings.api_port}-{os.getpid()}"  # of this API, among those that share the place
@@ -44,5 +45,5 @@ def create_app(settings: Settings) -> Flask:
     problems.register(app)
     for module in (info, predict, invocations, v2, data, admin, monitoring, hooks, docs, console, assets):
         app.register_blueprint(module.blueprint)
-    app.wsgi_app = HotLane(service, app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation shows
+    app.wsgi_app = FastPath(service, app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation shows
     return app

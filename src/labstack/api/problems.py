@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from labstack.api import metrics
-from labstack.api.recorder import Recorder
+from labstack.api.recording.recorder import Recorder
 from labstack.api.serving.lineup import Role
-from labstack.contract import ContractError, Remarks
 from labstack.errors import LabError
-from labstack.mlflow_rest import NotThereError, RegistryError, RegistryFailedError
+from labstack.model.contract import ContractError, FieldMessages
+from labstack.registry.client import NotThereError, RegistryError, RegistryFailedError
 from labstack.store.datasets import RowsError, UnknownDatasetError
 from labstack.store.predictions import FeedbackError
 
@@ -62,14 +62,14 @@ class PredictionFailedError(Exception):
         log.error("prediction failed", exc_info=cause, role=self.role.name, request_id=request_id)
 
 
-def faults_of(error: ValidationError) -> Remarks:
+def faults_of(error: ValidationError) -> FieldMessages:
     """What pydantic found wrong with a body, and where."""
     return [(".".join(map(str, fault["loc"])) or "body", fault["msg"]) for fault in error.errors()]
 
 
-def listed(remarks: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """Faults or remarks as every answer shows them."""
-    return [{"field": field, "message": message} for field, message in remarks]
+def listed(warnings: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Faults or warnings as every answer shows them."""
+    return [{"field": field, "message": message} for field, message in warnings]
 
 
 def register(app: Flask) -> None:

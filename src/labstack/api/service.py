@@ -7,16 +7,16 @@ from functools import cached_property
 
 from sqlalchemy import Engine
 
-from labstack import registry
-from labstack.api import monitor
-from labstack.api.controller import Controller
 from labstack.api.problems import Problem
-from labstack.api.recorder import Recorder
+from labstack.api.recording.recorder import Recorder
+from labstack.api.rollout import assessment
+from labstack.api.rollout.controller import Controller
 from labstack.api.serving.cache import Cache
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
 from labstack.api.serving.lineup import Lineup, Role
-from labstack.mlflow_rest import MlflowRest, RegistryError
+from labstack.registry.client import MlflowRest, RegistryError
+from labstack.registry.roles import living_production, wait
 from labstack.settings import Settings, without_credentials
 from labstack.store.database import DatabaseError, connect, migrate
 
@@ -68,9 +68,9 @@ class Service:
         return connect(self.settings.lab_database_url)
 
     @cached_property
-    def gauges(self) -> monitor.Gauges:
+    def gauges(self) -> assessment.Gauges:
         """What `/metrics` tells of drift and of canaries."""
-        return monitor.Gauges(lambda: monitor.gauges(self.engine, self.settings, self.follower.lineups))
+        return assessment.Gauges(lambda: assessment.gauges(self.engine, self.settings, self.follower.lineups))
 
     def role(self, lineup: Lineup, version: int) -> Role:
         """The role that serves a version by its number. Raises Problem when none does."""
@@ -115,8 +115,8 @@ def require_production_model(settings: Settings) -> None:
     model = settings.default_model_name
     client = MlflowRest(settings.mlflow_tracking_uri)  # not the workers': connections must not be there at the fork
     try:
-        registry.wait(client, settings.startup_timeout_seconds)
-        there = registry.living_production(client, model) is not None
+        wait(client, settings.startup_timeout_seconds)
+        there = living_production(client, model) is not None
         why = f"The model {model!r} has no production version"
     except RegistryError as error:
         there = any(record.model == model for record, _ in Cache(settings, client).recall())

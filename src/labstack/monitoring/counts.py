@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from labstack.contract import Contract, Feature, Matrix, Reference
+from labstack.model.contract import Contract, Feature, Matrix, Reference
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -57,7 +57,7 @@ def history(
         return list(session.scalars(query))
 
 
-def moves(engine: Engine, model: str | None = None) -> list[Entry]:
+def role_moves(engine: Engine, model: str | None = None) -> list[Entry]:
     """The moves of one model's roles, or of all models', newest first."""
     return history(engine, model, action="move")
 

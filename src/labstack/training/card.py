@@ -84,7 +84,7 @@ def _metrics(measured: dict[str, float], intervals: dict[str, tuple[float, float
 
 
 def _limits(pipeline: Pipeline, table: Table, package: Package) -> Iterable[str]:
-    yield from table.remarks
+    yield from table.warnings
     yield "Values beyond the ranges above are predicted with a warning, and were never learnt from"
     if any(column.categories for column in table.columns):
         yield "Other categories than those above are refused"

@@ -26,8 +26,8 @@ from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from labstack import settings
-from labstack.contract import LARGEST, Matrix
 from labstack.errors import LabError
+from labstack.model.contract import LARGEST, Matrix
 from labstack.store import datasets
 from labstack.training import filters
 from labstack.training.config import Data, Pipeline, Sql
@@ -68,7 +68,7 @@ class Table:
     train: Indices
     test: Indices
     digest: str
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def column(self, name: str) -> "pd.Series[Any]":
         """A column of the rows, whether it is a feature or not."""
@@ -81,10 +81,10 @@ def load(engine: Engine, pipeline: Pipeline) -> Table:
     Raises DatasetError when the dataset does not exist, DataError when it cannot be learnt from.
     """
     rows = _read(engine, pipeline)
-    remarks: list[str] = []
-    rows, names = _chosen(rows, pipeline, remarks)
+    warnings: list[str] = []
+    rows, names = _chosen(rows, pipeline, warnings)
     target = _target(rows[pipeline.data.target], pipeline)
-    names = _checked(rows, names, pipeline, remarks)
+    names = _checked(rows, names, pipeline, warnings)
     numbers = [name for name in names if rows[name].dtype != object]
     columns = tuple(_column(rows[name]) for name in [*numbers, *(name for name in names if name not in numbers)])
     frame = rows[[column.name for column in columns]]
@@ -95,10 +95,10 @@ def load(engine: Engine, pipeline: Pipeline) -> Table:
             there = ", ".join(sorted(set(target))[:10])
             raise DataError(f"gates.expectations: the target has no class {wish.class_!r}; it has: {there}.")
     train, test = _split(pipeline, rows, target)
-    remarks += _doubts(columns, matrix, target, train, test, pipeline)
+    warnings += _doubts(columns, matrix, target, train, test, pipeline)
     used = [name for name in (pipeline.split.column, *(one.column for one in pipeline.gates.slices)) if name in others]
     digest = _digest(frame.join(others[used]) if used else frame, target)
-    return Table(columns, frame, matrix, target, others, train, test, digest, tuple(remarks))
+    return Table(columns, frame, matrix, target, others, train, test, digest, tuple(warnings))
 
 
 def folds(pipeline: Pipeline, table: Table) -> list[tuple[Indices, Indices]]:
@@ -252,7 +252,7 @@ def _text(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return pd.Series(np.array(cells, object))
 
 
-def _chosen(rows: pd.DataFrame, pipeline: Pipeline, remarks: list[str]) -> tuple[pd.DataFrame, list[str]]:
+def _chosen(rows: pd.DataFrame, pipeline: Pipeline, warnings: list[str]) -> tuple[pd.DataFrame, list[str]]:
     """The rows that are meant, and the names of the features. Raises DataError."""
     data, gates = pipeline.data, pipeline.gates
     named = {
@@ -286,7 +286,7 @@ def _chosen(rows: pd.DataFrame, pipeline: Pipeline, remarks: list[str]) -> tuple
     unknown_target = rows[data.target].isna()
     for count, what in ((empty.sum(), "no feature"), ((unknown_target & ~empty).sum(), "no target")):
         if count:
-            remarks.append(f"{count:,} rows have {what}, and are left out")
+            warnings.append(f"{count:,} rows have {what}, and are left out")
     rows = rows[~(empty | unknown_target)].reset_index(drop=True)
     if pipeline.split.by == "time":
         rows[pipeline.split.column] = _moments(rows[pipeline.split.column])
@@ -309,7 +309,7 @@ def _moments(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return found
 
 
-def _checked(rows: pd.DataFrame, names: list[str], pipeline: Pipeline, remarks: list[str]) -> list[str]:
+def _checked(rows: pd.DataFrame, names: list[str], pipeline: Pipeline, warnings: list[str]) -> list[str]:
     """The features that can teach something. Raises DataError that names all that cannot be features."""
     faults, kept = [], []
     for name in names:
@@ -319,7 +319,7 @@ def _checked(rows: pd.DataFrame, names: list[str], pipeline: Pipeline, remarks: 
             faults.append(f"{name!r} holds moments; drop it, or make numbers of it")
         elif column.nunique() < 2 and not (known.size and column.isna().any()):
             what = f"is {_label(known.iloc[0])} in every row" if known.size else "has no values"
-            remarks.append(f"{name!r} {what}, teaches nothing, and is left out")
+            warnings.append(f"{name!r} {what}, teaches nothing, and is left out")
         elif column.dtype == object:
             faults += _text_faults(known)
             kept.append(name)
@@ -327,7 +327,7 @@ def _checked(rows: pd.DataFrame, names: list[str], pipeline: Pipeline, remarks: 
             if (known.abs() > LARGEST).any():
                 faults.append(f"{name!r} holds numbers beyond {LARGEST:g}, which no prediction takes")
             if len(known) > 10 and known.nunique() == len(known) == np.ptp(known) + 1:
-                remarks.append(f"{name!r} counts the rows and looks like an id; data.drop leaves it out")
+                warnings.append(f"{name!r} counts the rows and looks like an id; data.drop leaves it out")
             kept.append(name)
     if faults:
         raise DataError(f"{_capital(pipeline.data)} cannot be learnt from: {'; '.join(faults)}.")
@@ -341,7 +341,7 @@ def _checked(rows: pd.DataFrame, names: list[str], pipeline: Pipeline, remarks: 
             "ordinal, or leave columns out with data.drop."
         )
     if not kept:
-        raise DataError(f"{_capital(pipeline.data)} has no feature that teaches anything: {'; '.join(remarks)}.")
+        raise DataError(f"{_capital(pipeline.data)} has no feature that teaches anything: {'; '.join(warnings)}.")
     return kept
 
 

@@ -18,7 +18,7 @@ from sklearn.base import clone
 from sklearn.calibration import CalibrationDisplay
 from sklearn.inspection import permutation_importance
 
-from labstack.contract import Matrix
+from labstack.model.contract import Matrix
 from labstack.training.config import METRICS, OF_PROBABILITIES, Pipeline
 from labstack.training.data import Indices, Table
 

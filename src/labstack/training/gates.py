@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from labstack.contract import Contract, Matrix
+from labstack.model.contract import Contract, Matrix
 from labstack.training.config import METRICS, Expectation, Pipeline, Slice
 from labstack.training.data import Indices, Table
 from labstack.training.evaluate import Predicted, Scorer, groups_of, interval, predict, resamples

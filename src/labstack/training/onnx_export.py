@@ -24,7 +24,7 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline as SklearnPipeline
 
-from labstack.contract import Matrix
+from labstack.model.contract import Matrix
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 TOLERANCE = 1e-5  # of probabilities absolutely, of regressions' values relatively to their spread

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import skops.io
 from sklearn.pipeline import Pipeline as SklearnPipeline
 
-from labstack import serialization
-from labstack.contract import ONNX_FILE_NAME, Contract, Feature, Matrix, Onnx, Reference, Sample
+from labstack.model import skops_file
+from labstack.model.contract import ONNX_FILE_NAME, Contract, Feature, Matrix, Onnx, Reference, Sample
 from labstack.training import estimator, onnx_export
 from labstack.training.config import Pipeline
 from labstack.training.data import Table
@@ -45,9 +45,9 @@ def pack(pipeline: Pipeline, table: Table, core: SklearnPipeline, predicted: Pre
     Raises ModelFileError for types that are not trusted.
     """
     whole = estimator.whole(table, core)
-    path = folder / serialization.FILE_NAME
+    path = folder / skops_file.FILE_NAME
     skops.io.dump(whole, path)
-    trusted = serialization.trusted_types(path)
+    trusted = skops_file.trusted_types(path)
     onnx = None if pipeline.gates.onnx == "off" else onnx_export.export(core, table.matrix[table.test])
     if onnx is not None:
         (folder / ONNX_FILE_NAME).write_bytes(onnx.model)

@@ -31,12 +31,12 @@ def step(message: str, **figures: object) -> None:
         log.info(message, **figures)
 
 
-def doubt(remark: str) -> None:
+def doubt(warning: str) -> None:
     """Say what somebody should look at."""
     if watched():
-        console.print(f"[yellow]![/] {escape(remark)}")
+        console.print(f"[yellow]![/] {escape(warning)}")
     else:
-        log.warning(remark)
+        log.warning(warning)
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from sqlalchemy import event, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from labstack import sqlite_files
-from labstack.contract import Matrix
 from labstack.errors import LabError
+from labstack.model.contract import Matrix
 from labstack.store.database import write_ahead
 from labstack.training import data
 from labstack.training.config import Candidate, Pipeline, Range

@@ -20,8 +20,8 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.models import infer_signature
 
-from labstack.contract import FILE_NAME, ONNX_FILE_NAME
-from labstack.mlflow_rest import MlflowRest, RegistryError, RegistryFailedError, RegistryUnreachableError
+from labstack.model.contract import FILE_NAME, ONNX_FILE_NAME
+from labstack.registry.client import MlflowRest, RegistryError, RegistryFailedError, RegistryUnreachableError
 from labstack.settings import ROOT
 from labstack.training import progress, promotion
 from labstack.training.config import Pipeline
@@ -120,7 +120,7 @@ def trials(client: MlflowClient, pipeline: Pipeline, parent: str) -> Iterator[Ca
 
 def _log_trial(client: MlflowClient, pipeline: Pipeline, experiment: str, parent: str, trial: Trial) -> None:
     began, ended = (int(moment.timestamp() * 1000) for moment in (trial.began, trial.ended))
-    tags = {"mlflow.parentRunId": parent, "labstack.trial": str(trial.number), "labstack.state": trial.state}
+    tags = {"mlflow.parentRunId": parent, "labstack.registry.trial": str(trial.number), "labstack.state": trial.state}
     run = client.create_run(experiment, began, tags, run_name=f"trial {trial.number}").info.run_id
     params = {"estimator": trial.candidate.estimator} | {
         f"params.{name}": value for name, value in trial.chosen.items()

@@ -20,16 +20,19 @@ from typing import Any
 from mlflow import MlflowClient
 from sqlalchemy import Engine
 
-from labstack import registry
-from labstack.contract import FILE_NAME
-from labstack.mlflow_rest import MlflowRest, RegistryError, Version
+from labstack import api_client
+from labstack.model.contract import FILE_NAME
+from labstack.registry import eligibility, moves
+from labstack.registry.client import MlflowRest, RegistryError, Version
+from labstack.registry.eligibility import FAILED, GATE_TAG, GATES_TAG, PASSED
+from labstack.registry.roles import SCHEMA_CHANGE_TAG, living_production
 from labstack.settings import Settings
 from labstack.training import card, data, evaluate, gates, package, progress, promotion, tracking
 from labstack.training.config import Pipeline
 from labstack.training.data import Table
 from labstack.training.estimator import make_core
 from labstack.training.gates import Gate, Judged
-from labstack.training.promotion import FAILED, GATE_TAG, GATES_TAG, PASSED, TrainingError
+from labstack.training.promotion import TrainingError
 from labstack.training.search import Found, search
 
 FINGERPRINT_TAG = "labstack.fingerprint"
@@ -73,8 +76,8 @@ def train(
     table = data.load(engine, pipeline)
     shape = {"train": len(table.train), "test": len(table.test), "features": len(table.columns)}
     progress.step("rows read", model=pipeline.model, **shape)
-    for remark in table.remarks:
-        progress.doubt(remark)
+    for warning in table.warnings:
+        progress.doubt(warning)
     fingerprint = _fingerprint(pipeline, table)
     same = _same(client, pipeline.model, fingerprint)
     if same is not None:
@@ -96,7 +99,7 @@ def train(
                     # what a version says of itself from its first moment on
                     tags = {FINGERPRINT_TAG: fingerprint} | _verdicts(judged.gates)
                     if pipeline.gates.allow_schema_change:
-                        tags[registry.SCHEMA_CHANGE_TAG] = "allowed by its gates"
+                        tags[SCHEMA_CHANGE_TAG] = "allowed by its gates"
                     version = tracking.register(mlflow_client, pipeline.model, model_id, run_id, tags)
         except RegistryError as error:
             if (folder / FILE_NAME).exists():
@@ -112,12 +115,12 @@ def train(
     progress.step("registered", model=pipeline.model, version=version)
     promoted, reason = _decide(pipeline, client, engine, table, judged, version, settings, approve)
     if not judged.passed:
-        promotion.note_refusal(engine, pipeline.model, version, reason)
+        eligibility.note_refusal(engine, pipeline.model, version, reason)
     with suppress(RegistryError):  # without it a training that was told --if-changed looks at the version again
         client.set_version_tag(pipeline.model, version, DECISION_TAG, reason[:TAG_CHARACTERS])
     progress.step("promoted" if promoted else "not promoted", model=pipeline.model, version=version, reason=reason)
     if promoted and pipeline.after_promotion == "reload":
-        progress.step("API", said=promotion.tell_api(settings))
+        progress.step("API", said=api_client.tell_api(settings))
     return replace(outcome, promoted=promoted, reason=reason)
 
 
@@ -198,7 +201,7 @@ def _decide(
     """
     verdicts, production = judged.gates, judged.production
     while True:
-        now = registry.living_production(client, pipeline.model)
+        now = living_production(client, pipeline.model)
         if (now and now.number) != (production and production.number):
             production = promotion.production(pipeline, client, table, settings)
         if production is not judged.production:
@@ -216,12 +219,12 @@ def _decide(
         if pipeline.approval == "ask" and not approve(verdicts):
             return False, f"nobody approved of it; later: labstack promote {pipeline.model} {version}"
         why = verdicts[-1].said if production else f"the model had no production version, {_metric(pipeline, judged)}"
-        promotion.require_servable(client, pipeline.model, version, settings)
+        eligibility.require_servable(client, pipeline.model, version, settings)
         try:
             judged_by = production.number if production else None
-            registry.promote(client, engine, pipeline.model, version, reason=why, instead_of=judged_by)
+            moves.promote(client, engine, pipeline.model, version, reason=why, instead_of=judged_by)
             return True, why
-        except registry.ProductionMovedError:
+        except moves.ProductionMovedError:
             continue
 
 

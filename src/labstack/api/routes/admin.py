@@ -5,11 +5,11 @@ from typing import Any, TypeVar
 from flask import Blueprint
 from pydantic import ValidationError
 
-from labstack.api import moves
-from labstack.api.moves import Move, Update
-from labstack.api.operators import require_operator
+from labstack.api.http import actions
+from labstack.api.http.actions import Move, Update
+from labstack.api.http.operators import require_operator
+from labstack.api.http.request import body, json_body
 from labstack.api.problems import Problem, faults_of
-from labstack.api.request import body, json_body
 
 blueprint = Blueprint("admin", __name__)
 blueprint.before_request(require_operator)
@@ -25,31 +25,31 @@ def reload() -> dict[str, Any]:
     not reach the registry or load a version, or did not answer in time; what could not be followed is served as
     before.
     """
-    return moves.reload()
+    return actions.reload()
 
 
 @blueprint.post("/update-model")
 def update_model() -> dict[str, Any]:
     """Make a version the canary beside production, or change the weight and the mode of the one that is."""
-    return moves.update(_asked(Update))
+    return actions.update(_asked(Update))
 
 
 @blueprint.post("/accept-next-model")
 def accept_next_model() -> dict[str, Any]:
     """Make the canary production; the version it takes the place of becomes `previous`."""
-    return moves.accept(_asked(Move))
+    return actions.accept(_asked(Move))
 
 
 @blueprint.post("/reject-next-model")
 def reject_next_model() -> dict[str, Any]:
     """Take the canary out; production answers everything again."""
-    return moves.reject(_asked(Move))
+    return actions.reject(_asked(Move))
 
 
 @blueprint.post("/rollback")
 def rollback() -> dict[str, Any]:
     """Make the previous version production again."""
-    return moves.rollback(_asked(Move))
+    return actions.rollback(_asked(Move))
 
 
 def _asked(schema: type[Asked]) -> Asked:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, request
 
-FOLDER = Path(__file__).parents[1] / "static"
+FOLDER = Path(__file__).parents[1] / "web" / "static"
 TYPES = {"labstack.css": "text/css", "labstack.js": "text/javascript", "plotly.js": "text/javascript"}
 
 blueprint = Blueprint("assets", __name__)

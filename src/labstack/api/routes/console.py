@@ -10,14 +10,15 @@ from flask import Blueprint, redirect, request
 from pydantic import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
-from labstack import registry
-from labstack.api import console, moves, pages
-from labstack.api.moves import Move, Update
-from labstack.api.operators import refusal, require_signed_in, sign_in, sign_out
+from labstack.api.http import actions
+from labstack.api.http.actions import Move, Update
+from labstack.api.http.operators import refusal, require_signed_in, sign_in, sign_out
+from labstack.api.http.request import model_asked, number_asked, service, whole_number
 from labstack.api.problems import Problem, faults_of
-from labstack.api.request import model_asked, number_asked, service, whole_number
+from labstack.api.web import console, pages
 from labstack.errors import LabError
-from labstack.mlflow_rest import RegistryFailedError
+from labstack.registry.client import RegistryFailedError
+from labstack.registry.roles import Roles, read_roles
 from labstack.store.database import DatabaseError
 
 MOVES: dict[str, str] = {
@@ -56,7 +57,7 @@ def confirm() -> str:
     """What a move will do, and the button that makes it."""
     require_signed_in()
     move, model, version = _asked(request.args.get)
-    roles = registry.roles(service().client, model)
+    roles = read_roles(service().client, model)
     text = console.consequence(move, model, roles, version)
     return _rendered(
         "confirm.html",
@@ -79,21 +80,21 @@ def move() -> AnyResponse:
     """Make a move that was confirmed, if the roles are still those that were shown."""
     require_signed_in()
     name, model, version = _asked(request.form.get)
-    roles = registry.roles(service().client, model)
+    roles = read_roles(service().client, model)
     if request.form.get("roles") != _seen(roles):
         raise Problem(409, "roles-moved", f"The roles of {model!r} have moved since the page was made. Look again.")
     said = {"model": model, "reason": request.form.get("reason") or None}
     try:
         if name == "reload":
-            moves.reload()
+            actions.reload()
         elif name == "canary":
             more = {"version": version, "weight": _share(), "mode": request.form.get("mode")}
-            moves.update(Update.model_validate(said | more), roles)
+            actions.update(Update.model_validate(said | more), roles)
         else:
-            make: dict[str, Callable[[Move, registry.Roles], Any]] = {
-                "accept": moves.accept,
-                "reject": moves.reject,
-                "rollback": moves.rollback,
+            make: dict[str, Callable[[Move, Roles], Any]] = {
+                "accept": actions.accept,
+                "reject": actions.reject,
+                "rollback": actions.rollback,
             }
             make[name](Move.model_validate(said), roles)
     except ValidationError as error:
@@ -124,7 +125,7 @@ def _from_lab(error: LabError) -> tuple[str, int, dict[str, str]]:
 @blueprint.errorhandler(Problem)
 def _failed(problem: Problem) -> tuple[str, int, dict[str, str]]:
     """An error as a page, with the way back."""
-    moved = problem.detail.startswith(moves.MOVED)
+    moved = problem.detail.startswith(actions.MOVED)
     return _rendered("failed.html", problem=problem, moved=moved, back=_back()), problem.status, problem.headers
 
 
@@ -152,7 +153,7 @@ def _share() -> float:
         raise Problem(422, "form", f"The share {text[:20]!r} is no number of percent.") from None
 
 
-def _seen(roles: registry.Roles) -> str:
+def _seen(roles: Roles) -> str:
     """The roles as a form brings them back."""
     return "/".join(map(str, (roles.production, roles.canary, roles.previous, roles.rollout)))
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from labstack.api.operators import require_operator
+from labstack.api.http.operators import require_operator
+from labstack.api.http.request import json_body, number_asked, service
 from labstack.api.problems import Problem
-from labstack.api.request import json_body, number_asked, service
 from labstack.store import datasets
 from labstack.store.datasets import Summary
 

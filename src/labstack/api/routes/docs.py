@@ -8,10 +8,11 @@ from urllib.parse import quote
 
 from flask import Blueprint, Response, current_app, request
 
-from labstack.api import openapi, pages
-from labstack.api.operators import is_signed_in
-from labstack.api.request import service
+from labstack.api.http import openapi
+from labstack.api.http.operators import is_signed_in
+from labstack.api.http.request import service
 from labstack.api.serving.lineup import Lineup
+from labstack.api.web import pages
 from labstack.errors import LabError
 from labstack.store import datasets
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from flask import Blueprint, request
 
+from labstack.api.http.request import body, service, whole_number
 from labstack.api.problems import Problem
-from labstack.api.request import body, service, whole_number
 
 OLDEST_SECONDS = 300
 

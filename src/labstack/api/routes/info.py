@@ -8,8 +8,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from werkzeug.wrappers import Response as AnyResponse
 
-from labstack.api import health, metrics, monitor
-from labstack.api.request import model_asked, service
+from labstack.api import health, metrics
+from labstack.api.http.request import model_asked, service
+from labstack.api.rollout import assessment
 from labstack.api.serving.lineup import Canary, Lineup, Role
 from labstack.settings import without_credentials
 from labstack.store.database import DatabaseError
@@ -118,10 +119,10 @@ def _verdict(lineup: Lineup) -> dict[str, Any] | None:
     if lineup.canary is None:
         return None
     try:
-        found = monitor.step(service().engine, service().settings, lineup)
+        found = assessment.step(service().engine, service().settings, lineup)
     except DatabaseError as error:
         return {"outcome": "inconclusive", "reason": str(error), "next_weight": None, "checks": []}
-    return found and monitor.shown_step(found)
+    return found and assessment.shown_step(found)
 
 
 def _shown(role: Role) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 import labstack
-from labstack.api.prediction import dumps, run
+from labstack.api.http.request import body, call, json_body, model_asked, service
+from labstack.api.predicting.prediction import dumps, run
 from labstack.api.problems import Problem
-from labstack.api.request import body, call, json_body, model_asked, service
-from labstack.contract import Contract, ContractError, Feature, Remarks
+from labstack.model.contract import Contract, ContractError, Feature, FieldMessages
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
@@ -39,19 +39,19 @@ def invocations() -> Response:
     """Predict with the default model, or with ?model=: a table in any of MLflow's forms, as JSON or CSV."""
     lineup = service().lineup(model_asked())
     contract = lineup.production.served.contract
-    remarks: Remarks = []
+    warnings: FieldMessages = []
     if request.mimetype == "text/csv":
         rows, place = _from_csv(body(), contract), "csv"
     else:
-        rows, place, remarks = _from_json(json_body(), contract)
+        rows, place, warnings = _from_json(json_body(), contract)
     asked = call()
     role, predictions, found = run(service(), lineup, rows, place, asked)
     answer = {"predictions": predictions.outputs}
-    return Response(dumps(service(), role, answer, remarks + found, asked), content_type="application/json")
+    return Response(dumps(service(), role, answer, warnings + found, asked), content_type="application/json")
 
 
-def _from_json(sent: Any, contract: Contract) -> tuple[list[Any], str, Remarks]:
-    """The rows, what they are called, and a remark when parameters came, of which models here take none."""
+def _from_json(sent: Any, contract: Contract) -> tuple[list[Any], str, FieldMessages]:
+    """The rows, what they are called, and a warning when parameters came, of which models here take none."""
     forms = [form for form in FORMS if form in sent] if isinstance(sent, dict) else []
     if len(forms) != 1:
         raise ContractError([("body", f"must be an object with exactly one of {', '.join(FORMS)}")])
@@ -62,8 +62,8 @@ def _from_json(sent: Any, contract: Contract) -> tuple[list[Any], str, Remarks]:
     params = sent.get("params")
     if not isinstance(params, dict | None):
         raise ContractError([("params", "must be an object")])
-    remarks = [("params", "is ignored: the model takes none")] if params else []
-    return _rows(form, sent[form], contract), form, remarks
+    warnings = [("params", "is ignored: the model takes none")] if params else []
+    return _rows(form, sent[form], contract), form, warnings
 
 
 def _rows(form: str, table: Any, contract: Contract) -> list[Any]:

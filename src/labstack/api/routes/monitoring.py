@@ -5,9 +5,9 @@ from typing import Annotated, Any, Self
 from flask import Blueprint, request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from labstack.api import monitor
+from labstack.api.http.request import json_body, model_asked, number_asked, service
 from labstack.api.problems import Problem, faults_of
-from labstack.api.request import json_body, model_asked, number_asked, service
+from labstack.api.rollout import assessment
 from labstack.store import audit, predictions
 
 blueprint = Blueprint("monitoring", __name__)
@@ -87,9 +87,9 @@ def drift() -> dict[str, Any]:
     """
     model, settings, engine = model_asked(), service().settings, service().engine
     lineup = service().lineup(model)
-    found = monitor.drifts(settings, lineup, monitor.recent(engine, settings, model))
+    found = assessment.drifts(settings, lineup, assessment.recent(engine, settings, model))
     versions = [
-        monitor.shown_drift(one) | {"live": predictions.live(engine, model, one.role.served.version).summary}
+        assessment.shown_drift(one) | {"live": predictions.live(engine, model, one.role.served.version).summary}
         for one in found
     ]
     return {"model": model, "window_seconds": settings.drift_window_seconds, "versions": versions}

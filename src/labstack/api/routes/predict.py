@@ -2,9 +2,9 @@
 
 from flask import Blueprint, Response, request
 
-from labstack.api import prediction
-from labstack.api.hot_lane import FAILED
-from labstack.api.request import call, json_body, service
+from labstack.api.http.request import call, json_body, service
+from labstack.api.predicting import prediction
+from labstack.api.predicting.fast_path import FAILED
 
 blueprint = Blueprint("predict", __name__)
 

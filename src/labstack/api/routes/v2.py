@@ -5,9 +5,9 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 import labstack
-from labstack.api import tensors
-from labstack.api.prediction import run
-from labstack.api.request import body, call, parse_json, service
+from labstack.api.http.request import body, call, parse_json, service
+from labstack.api.predicting import tensors
+from labstack.api.predicting.prediction import run
 from labstack.api.serving.lineup import Lineup, Role
 
 blueprint = Blueprint("v2", __name__, url_prefix="/v2")
@@ -66,10 +66,10 @@ def infer(model: str, version: int | None = None) -> Response:
     asked = tensors.read(parse_json(text), contract)
     rows = tensors.rows_of(asked, binary, contract)
     this = call()
-    role, predictions, remarks = run(service(), lineup, rows, "inputs", this, version)
+    role, predictions, warnings = run(service(), lineup, rows, "inputs", this, version)
     parameters = {"role": role.name, "runtime": role.served.predictor.runtime, "request_id": this.request_id}
-    if remarks:
-        parameters["warnings"] = "; ".join(f"{field} {message}" for field, message in remarks)
+    if warnings:
+        parameters["warnings"] = "; ".join(f"{field} {message}" for field, message in warnings)
     head = {"model_name": model, "model_version": str(role.served.version), "parameters": parameters}
     data, length = tensors.answer(head, asked, predictions, role.served.contract)
     if length == len(data):

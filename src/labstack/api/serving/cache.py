@@ -20,11 +20,11 @@ from typing import IO
 
 import structlog
 
-from labstack import trial
 from labstack.api.serving.lineup import Served
-from labstack.mlflow_rest import MlflowRest, Version
+from labstack.registry import trial
+from labstack.registry.client import MlflowRest, Version
+from labstack.registry.trial import TrialError, TrialTimeoutError
 from labstack.settings import Settings
-from labstack.trial import TrialError, TrialTimeoutError
 
 TRIED = "tried"  # in a version's folder, what it was tried with
 LOCK_POLL_SECONDS = 0.05

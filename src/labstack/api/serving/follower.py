@@ -15,16 +15,16 @@ from datetime import UTC, datetime
 
 import structlog
 
-from labstack import predictor, registry
 from labstack.api import metrics
 from labstack.api.serving.cache import Cache
 from labstack.api.serving.control import REGISTRY, STARTING, Control, ControlError, WorkerState
 from labstack.api.serving.lineup import Canary, Lineup, Role, Served
-from labstack.contract import Contract, Plan
 from labstack.deadline import within
-from labstack.mlflow_rest import MlflowRest, NotThereError, RegistryError, RegistryUnreachableError, Version
-from labstack.predictor import Limits
-from labstack.registry import CANARY, PRODUCTION, SCHEMA_CHANGE_TAG, Roles, Rollout
+from labstack.model import predictor
+from labstack.model.contract import Contract, Plan
+from labstack.model.predictor import Limits
+from labstack.registry.client import MlflowRest, NotThereError, RegistryError, RegistryUnreachableError, Version
+from labstack.registry.roles import CANARY, PRODUCTION, SCHEMA_CHANGE_TAG, Roles, Rollout, read_all_roles
 from labstack.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -154,7 +154,7 @@ class Follower:
         self._asking_until = time.monotonic() + LOOK_SECONDS
         try:
             with self._asking():
-                roles = registry.all_roles(self._client)
+                roles = read_all_roles(self._client)
             contact = datetime.now(UTC)
             self._asking_until += ROLE_SECONDS * sum(bool(r.production) + bool(r.canary) for r in roles.values())
             lineups, load_errors, gone = self._follow(roles, asked=generation != self._generation)

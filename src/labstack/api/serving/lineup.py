@@ -8,11 +8,11 @@ from typing import Any, Self
 
 import orjson
 
-from labstack.contract import Contract, Plan
-from labstack.mlflow_rest import Version
+from labstack.model.contract import Contract, Plan
+from labstack.model.predictor import Predictor, Results
 from labstack.monitoring.counts import Layout
-from labstack.predictor import Predictor, Results
-from labstack.registry import Rollout
+from labstack.registry.client import Version
+from labstack.registry.roles import Rollout
 
 
 @dataclass(frozen=True, eq=False)

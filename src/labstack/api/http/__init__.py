@@ -1,0 +1,1 @@
+"""HTTP as all routes use it: requests, bodies, operators, the OpenAPI document."""

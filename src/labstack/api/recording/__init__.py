@@ -1,0 +1,1 @@
+"""Everything that happens with a prediction after it was answered."""

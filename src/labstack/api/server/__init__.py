@@ -1,0 +1,1 @@
+"""gunicorn's configuration, worker and entry point."""

@@ -1,0 +1,1 @@
+"""Pages for people: console, documentation, assets."""

@@ -1,0 +1,1 @@
+"""The MLflow server's container, and the lab's archives."""

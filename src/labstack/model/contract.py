@@ -1,0 +1,346 @@
+"""What a version expects: JSON in, a matrix out, or everything that is wrong with it.
+
+`contract.json` is logged with the version and is all that serving knows about a model's inputs and outputs.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import chain, pairwise
+from operator import itemgetter
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FILE_NAME = "contract.json"
+ONNX_FILE_NAME = "model.onnx"
+MAX_REPORTED_ERRORS = 100
+MAX_BYTES = 16 << 20  # of a contract's file
+MAX_FEATURES = 10_000
+MAX_NAMES = 10_000  # of a feature's categories, or of a target's classes
+MAX_EDGES = 1_000
+LARGEST = 1e30  # scikit-learn's trees compute in single precision, after scaling, and fail beyond its 3.4e38
+
+Matrix = npt.NDArray[np.float64]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Name = Annotated[str, Field(max_length=1_000)]
+Category = Annotated[str, Field(max_length=10_000)]
+
+
+class Reference(BaseModel):
+    """How values were spread in training: how many rows fell into each bin, or were of each category or class.
+
+    Of numbers a bin reaches from one of the `edges`, which are ascending, to the next, which it includes; the first
+    and the last are open. A missing value is in no bin. `mean` and `std` are of numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    edges: tuple[Finite, ...] = Field((), max_length=MAX_EDGES)
+    counts: tuple[Count, ...] = Field(max_length=MAX_NAMES)
+    missing: Count = 0
+    mean: Finite = 0.0
+    std: Annotated[Finite, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise ValueError("edges must ascend")
+        return self
+
+    def require_bins(self, names: Sequence[str]) -> None:
+        """Raise ValueError unless there is a count for each of the names or, where there are none, for each bin."""
+        bins = len(names) or len(self.edges) + 1
+        if len(self.counts) != bins or (names and self.edges):
+            raise ValueError(f"reference: {len(self.counts)} counts and {len(self.edges)} edges for {bins} bins")
+
+
+class Feature(BaseModel):
+    """An input: a number, with the range it had in training, both ends included, or one of its categories.
+
+    In the matrix a category is its place among `categories`, and a missing value, where one is allowed, is NaN.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: Name
+    minimum: Finite = 0.0
+    maximum: Finite = 0.0
+    categories: tuple[Category, ...] = Field((), max_length=MAX_NAMES)
+    missing: bool = False
+    reference: Reference | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError("minimum must not be more than maximum")
+        _require_unique("categories", self.categories)
+        if self.reference is not None:
+            self.reference.require_bins(self.categories)
+        return self
+
+
+class Sample(BaseModel):
+    """An input the version has predicted in training, and what it predicted: a label or a number."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    input: dict[str, float | str | None]
+    output: str | Finite
+
+
+class Onnx(BaseModel):
+    """The version's ONNX model, `model.onnx`: its digest, and its largest difference from scikit-learn in training."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    sha256: str
+    form: str
+    parity: float
+
+
+class Contract(BaseModel):
+    """Features in the order of the matrix's columns, classes in that of the probabilities; none for regression.
+
+    `reference` is that of the predictions of held-out rows; of classes in their order. A version with an ONNX model is
+    served by it, any other by scikit-learn.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    task: Literal["classification", "regression"]
+    target: Name
+    features: tuple[Feature, ...] = Field(max_length=MAX_FEATURES)
+    classes: tuple[Category, ...] = Field(max_length=MAX_NAMES)
+    sample: Sample
+    onnx: Onnx | None = None
+    reference: Reference | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        _require_unique("features", [feature.name for feature in self.features])
+        _require_unique("classes", self.classes)
+        if (self.task == "classification") != bool(self.classes):
+            raise ValueError("classes: a classification has some, and a regression none")
+        if self.classes and self.sample.output not in self.classes:
+            raise ValueError("sample: its output is none of the classes")
+        if not self.classes and isinstance(self.sample.output, str):
+            raise ValueError("sample: the output of a regression is a number")
+        if self.reference is not None:
+            self.reference.require_bins(self.classes)
+        return self
+
+    @classmethod
+    def read(cls, folder: Path) -> "Contract":
+        """The contract in a version's folder. Raises OSError or ValueError when there is none, or no valid one."""
+        path = folder / FILE_NAME
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{FILE_NAME} holds more than {MAX_BYTES:,} bytes.")
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            faults = [
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors()[:3]
+            ]
+            raise ValueError(f"{FILE_NAME} is not valid: {'; '.join(faults)}.") from None
+
+    def write(self, folder: Path) -> Path:
+        """Write the contract into a version's folder; its path."""
+        path = folder / FILE_NAME
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return path
+
+    def breaks_with(self, other: "Contract") -> list[str]:
+        """What of the bodies that `other` takes, or of its answers, this contract does not keep to; nothing if all."""
+        broken = []
+        if self.task != other.task:
+            broken.append(f"its task is {self.task}, not {other.task}")
+        mine, theirs = ({feature.name: feature for feature in one.features} for one in (self, other))
+        broken += [f"it takes no field {name!r}" for name in theirs if name not in mine]
+        broken += [f"it needs the field {name!r}" for name in mine if name not in theirs]
+        for name in mine.keys() & theirs.keys():
+            now, before = mine[name], theirs[name]
+            if bool(now.categories) != bool(before.categories):
+                broken.append(f"{name!r} is a {'category' if now.categories else 'number'}")
+            elif gone := sorted(set(before.categories) - set(now.categories)):
+                broken.append(f"{name!r} knows no {', '.join(gone)}")
+            if before.missing and not now.missing:
+                broken.append(f"{name!r} may not be missing")
+        if set(self.classes) != set(other.classes):
+            broken.append(f"its classes are {', '.join(self.classes)}, not {', '.join(other.classes)}")
+        return broken
+
+
+def _require_unique(what: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what}: each is named once")
+
+
+class ContractError(Exception):
+    """The input breaks the contract: `errors` is a list of (where, what is wrong), `count` how many there were."""
+
+    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
+        self.count = len(errors)
+        self.errors = list(errors[:MAX_REPORTED_ERRORS])
+        first = " ".join(self.errors[0])
+        super().__init__(first if self.count == 1 else f"{first}; and {self.count - 1} more faults")
+
+
+FieldMessages = list[tuple[str, str]]  # (where, what)
+
+
+class Plan:
+    """How rows become a matrix, compiled from a contract once."""
+
+    def __init__(self, contract: Contract) -> None:
+        self._features = contract.features
+        self._names = [feature.name for feature in contract.features]
+        self._pick = itemgetter(*self._names, self._names[0])  # of two names at least it makes a tuple
+        self._width = len(self._names)
+        self._plain = not any(feature.categories or feature.missing for feature in contract.features)
+        self._codes = [_codes(feature) for feature in contract.features]
+        self._minima, self._maxima = np.array(
+            [(0, len(f.categories) - 1) if f.categories else (f.minimum, f.maximum) for f in contract.features]
+        ).T.copy()
+
+    def parse(self, rows: Sequence[Any], prefix: str = "") -> tuple[Matrix, FieldMessages]:
+        """The rows, JSON objects, as a matrix of shape (rows, features), and what lies beyond training's ranges.
+
+        `prefix` is what stands before a row's number in the place of a fault, e.g. `instances` in `instances[2].age`;
+        without one the only row's fields stand alone. Raises ContractError that names every fault.
+        """
+        matrix = self._quickly(rows)
+        if matrix is not None:
+            inside = (matrix >= self._minima) & (matrix <= self._maxima)
+            if inside.all():
+                return matrix, []
+            if self._plain and not (matrix.min() >= -LARGEST and matrix.max() <= LARGEST):  # false where one is none
+                matrix = None
+        if matrix is None:  # something may be wrong: find out what, row by row
+            matrix = self._row_by_row(rows, prefix)
+            inside = (matrix >= self._minima) & (matrix <= self._maxima)
+        return matrix, self._outside(matrix, inside, prefix)
+
+    def inputs(self, matrix: Matrix) -> list[dict[str, Any]]:
+        """The rows that a matrix was made from, for the log."""
+        rows = [dict(zip(self._names, row, strict=True)) for row in matrix.tolist()]
+        for feature in self._features if not self._plain else ():
+            for row in rows:
+                value = row[feature.name]
+                missing = math.isnan(value)
+                row[feature.name] = None if missing else feature.categories[int(value)] if feature.categories else value
+        return rows
+
+    def _quickly(self, rows: Sequence[Any]) -> Matrix | None:
+        """The matrix of rows that may yet hold numbers too large, or none; None where there may be another fault."""
+        try:
+            picked = list(map(self._pick, rows))
+            if not ({dict}.issuperset(map(type, rows)) and {self._width}.issuperset(map(len, rows))):
+                return None
+            if self._plain:
+                if not {float, int}.issuperset(map(type, chain.from_iterable(picked))):
+                    return None
+                return np.array(picked, np.float64)[:, :-1]
+            matrix = np.empty((len(rows), self._width))
+            columns = zip(*picked, strict=True)  # one more than features
+            for number, (feature, codes) in enumerate(zip(self._features, self._codes, strict=True)):
+                matrix[:, number] = _column(feature, codes, next(columns))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
+        return matrix
+
+    def _row_by_row(self, rows: Sequence[Any], prefix: str) -> Matrix:
+        known = set(self._names)
+        matrix = np.empty((len(rows), self._width))
+        errors: FieldMessages = []
+        for number, row in enumerate(rows):
+            place = f"{prefix}[{number}]" if prefix else ""
+            if not isinstance(row, dict):
+                fields = ", ".join(self._names)
+                errors.append((place or "body", f"is {_kind(row)}; an object with the fields {fields} is needed"))
+                continue
+            dot = "." if place else ""
+            for column, (feature, codes) in enumerate(zip(self._features, self._codes, strict=True)):
+                value = row.get(feature.name, _MISSING)
+                fault = _fault(value, feature)
+                if fault is None:
+                    matrix[number, column] = codes[value] if codes and isinstance(value, str | None) else value
+                else:
+                    errors.append((f"{place}{dot}{feature.name}", fault))
+            if not known.issuperset(row):
+                errors += [(f"{place}{dot}{name}", "is not a field of this model") for name in row if name not in known]
+        if errors:
+            raise ContractError(errors)
+        return matrix
+
+    def _outside(self, matrix: Matrix, inside: npt.NDArray[np.bool_], prefix: str) -> FieldMessages:
+        warnings = []
+        for number, column in np.argwhere(~inside & ~np.isnan(matrix))[:MAX_REPORTED_ERRORS].tolist():
+            feature = self._features[column]
+            place = f"{prefix}[{number}]." if prefix else ""
+            value = matrix[number, column]
+            seen = f"outside {feature.minimum:g} to {feature.maximum:g}, the range of training"
+            warnings.append((f"{place}{feature.name}", f"is {value:g}, {seen}"))
+        return warnings
+
+
+def _codes(feature: Feature) -> dict[str | None, float]:
+    """What stands in the matrix for values that are no numbers."""
+    codes: dict[str | None, float] = {name: float(code) for code, name in enumerate(feature.categories)}
+    return codes | ({None: math.nan} if feature.missing else {})
+
+
+def _column(feature: Feature, codes: dict[str | None, float], cells: tuple[Any, ...]) -> Sequence[float] | Matrix:
+    """A column's cells as numbers. Raises KeyError, TypeError, ValueError or OverflowError when one is at fault."""
+    if feature.categories:
+        return [codes[cell] for cell in cells]
+    if not {float, int, *map(type, codes)}.issuperset(map(type, cells)):
+        raise TypeError
+    numbers = np.array(cells, np.float64)  # None becomes NaN
+    if np.isnan(numbers).sum() != cells.count(None) or (np.abs(numbers) > LARGEST).any():
+        raise ValueError
+    return numbers
+
+
+_MISSING = object()
+
+
+def _fault(value: object, feature: Feature) -> str | None:
+    """What keeps a JSON value from being one of a feature, or None."""
+    if value is None and feature.missing:
+        return None
+    if value is _MISSING:
+        return "is missing"
+    if feature.categories:
+        if isinstance(value, str):
+            return None if value in feature.categories else f"is none of {_shown(feature.categories)}"
+        return f"is {_kind(value)}; one of {_shown(feature.categories)} is needed"
+    if type(value) is float and not math.isfinite(value):
+        return f"is {value}; a finite number is needed"
+    if type(value) is float or type(value) is int:
+        return None if abs(value) <= LARGEST else "is too large a number"
+    return f"is {_kind(value)}; a number is needed"
+
+
+def _shown(names: Sequence[str]) -> str:
+    """As many names as people read."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return f"the boolean {str(value).lower()}"
+        case str():
+            return "text"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
