@@ -57,7 +57,7 @@ logger_class = Logger
 def on_starting(_server: Arbiter) -> None:
     """In the arbiter, before it listens."""
     if _settings.require_production_model:
-        from labstack.api.service import require_production_model  # only now, as it imports numpy
+        from labstack.api.serving.refusal import require_production_model  # here, as it imports numpy
 
         require_production_model(_settings)
 
