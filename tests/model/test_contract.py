@@ -176,6 +176,14 @@ def test_one_contract_keeps_to_another_or_says_where_not() -> None:
         assert other.breaks_with(MIXED) == [said]
 
 
+def test_differences_are_named_in_the_order_of_the_features_that_callers_know() -> None:
+    names = [f"feature_{number}" for number in range(20)]
+    optional = [Feature(name=name, missing=True) for name in names]
+    known = MIXED.model_copy(update={"features": tuple(optional)})
+    stricter = MIXED.model_copy(update={"features": tuple(Feature(name=name) for name in reversed(names))})
+    assert stricter.breaks_with(known) == [f"{name!r} may not be missing" for name in names]
+
+
 def test_a_contract_is_what_its_file_says(tmp_path: Path) -> None:
     CONTRACT.write(tmp_path)
     assert Contract.read(tmp_path) == CONTRACT

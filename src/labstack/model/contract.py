@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -154,24 +154,34 @@ class Contract(BaseModel):
         return path
 
     def breaks_with(self, other: "Contract") -> list[str]:
-        """What of the bodies that `other` takes, or of its answers, this contract does not keep to; nothing if all."""
-        broken = []
+        """Return the differences that break callers of `other`, in the bodies they send or the answers they read.
+
+        The order is that of the features; an empty list when callers can go on.
+        """
+        differences = []
         if self.task != other.task:
-            broken.append(f"its task is {self.task}, not {other.task}")
-        mine, theirs = ({feature.name: feature for feature in one.features} for one in (self, other))
-        broken += [f"it takes no field {name!r}" for name in theirs if name not in mine]
-        broken += [f"it needs the field {name!r}" for name in mine if name not in theirs]
-        for name in mine.keys() & theirs.keys():
-            now, before = mine[name], theirs[name]
-            if bool(now.categories) != bool(before.categories):
-                broken.append(f"{name!r} is a {'category' if now.categories else 'number'}")
-            elif gone := sorted(set(before.categories) - set(now.categories)):
-                broken.append(f"{name!r} knows no {', '.join(gone)}")
-            if before.missing and not now.missing:
-                broken.append(f"{name!r} may not be missing")
+            differences.append(f"its task is {self.task}, not {other.task}")
+        features = {feature.name: feature for feature in self.features}
+        known = {feature.name: feature for feature in other.features}
+        differences += [f"it takes no field {name!r}" for name in known if name not in features]
+        differences += [f"it needs the field {name!r}" for name in features if name not in known]
+        for name, before in known.items():
+            if name in features:
+                differences += _differences(features[name], before)
         if set(self.classes) != set(other.classes):
-            broken.append(f"its classes are {', '.join(self.classes)}, not {', '.join(other.classes)}")
-        return broken
+            differences.append(f"its classes are {', '.join(self.classes)}, not {', '.join(other.classes)}")
+        return differences
+
+
+def _differences(feature: Feature, before: Feature) -> Iterator[str]:
+    """Yield what values of a feature were accepted before, and are not any more."""
+    name = feature.name
+    if bool(feature.categories) != bool(before.categories):
+        yield f"{name!r} is a {'category' if feature.categories else 'number'}"
+    elif gone := sorted(set(before.categories) - set(feature.categories)):
+        yield f"{name!r} knows no {', '.join(gone)}"
+    if before.missing and not feature.missing:
+        yield f"{name!r} may not be missing"
 
 
 def _require_unique(what: str, names: Sequence[str]) -> None:
