@@ -109,7 +109,7 @@ def versions(lab: Lab) -> Versions:
     app = create_app(lab.settings())
     service = app.extensions["labstack"]
     for number in (1, 2, 3):
-        served = service.follower.open(lab.registry.version(name, number))
+        served = service.follower.loader.load(lab.registry.version(name, number))
         matrix, _ = served.plan.parse([ROW])
         [values[number]] = served.predictor.predict(matrix).outputs
     assert len({round(value, 2) for value in values.values()}) == 3

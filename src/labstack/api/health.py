@@ -43,8 +43,8 @@ def faults(service: Service) -> list[str]:
     own = list(follower.following.errors.values())
     found = [*own, *_of_workers(service), *_of_disks(service.settings)]
     found += [fault for fault in (service.recorder.database_fault, metrics.fault()) if fault is not None]
-    if follower.loading is not None:
-        what, since = follower.loading
+    if follower.loader.loading is not None:
+        what, since = follower.loader.loading
         if (seconds := time.monotonic() - since) > SILENT_SECONDS:
             found.append(f"Worker {os.getpid()} has been loading {what} for {seconds:.0f} seconds.")
     return list(dict.fromkeys(found))

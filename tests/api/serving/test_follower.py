@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from labstack.api.app import create_app
 from labstack.api.service import Service
-from labstack.api.serving.follower import Patience
+from labstack.api.serving.loader import Backoff
 from labstack.model.contract import Contract, Plan
 from labstack.registry import moves
 from labstack.registry.client import RegistryError, RegistryUnreachableError, Version
@@ -293,16 +293,16 @@ def test_a_note_of_what_was_served_that_is_damaged_is_none(service: Service, lab
     assert cold.extensions["labstack"].follower.roles == {}
 
 
-def test_patience_doubles_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_delay_before_a_retry_doubles_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("labstack.api.serving.follower.time.monotonic", lambda: now)
-    patience, waits = Patience(), []
+    monkeypatch.setattr("labstack.api.serving.loader.time.monotonic", lambda: now)
+    backoff, delays = Backoff(), []
     for _ in range(10):
-        assert patience.due()
-        patience.lose("no", 3)
-        assert not patience.due()
-        begun = now
-        while not patience.due():
+        assert backoff.is_over()
+        backoff.fail("no", 3)
+        assert not backoff.is_over()
+        failed_at = now
+        while not backoff.is_over():
             now += 1
-        waits.append(now - begun)
-    assert waits == [3, 6, 12, 24, 48, 96, 192, 300, 300, 300]
+        delays.append(now - failed_at)
+    assert delays == [3, 6, 12, 24, 48, 96, 192, 300, 300, 300]

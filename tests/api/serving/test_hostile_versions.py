@@ -290,7 +290,7 @@ def test_a_follower_that_hangs_is_a_fault(service: Service, monkeypatch: pytest.
     assert (shown["status"], shown["registry"]["reachable"]) == ("degraded", False)
     assert "has not followed the registry" in shown["errors"][0]
     monkeypatch.undo()
-    service.follower.loading = ("version 7 of 'iris'", time.monotonic() - 60)
+    service.follower.loader.loading = ("version 7 of 'iris'", time.monotonic() - 60)
     assert health(service)["errors"] == [f"Worker {os.getpid()} has been loading version 7 of 'iris' for 60 seconds."]
 
 

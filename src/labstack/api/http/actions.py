@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from labstack.api.http.request import service
 from labstack.api.problems import Problem
-from labstack.api.serving.follower import IncompatibleError, require_compatible
+from labstack.api.serving.look import IncompatibleError, require_compatible
 from labstack.api.serving.reload import converge
 from labstack.model.contract import Contract
 from labstack.registry import moves
@@ -107,7 +107,7 @@ def _tried(asked: Move, version: int) -> Contract:
     """The contract of a version that this API could serve. Raises Problem where it could not, or RegistryError."""
     record = service().client.version(asked.of, version)
     try:
-        return service().follower.tried(record)
+        return service().follower.loader.fetch(record)
     except RegistryError:
         raise
     except Exception as error:  # a version's files may be at fault in any way
