@@ -28,7 +28,7 @@ class TrialError(LabError):
 
 
 class TrialTimeoutError(TrialError):
-    """A trial took too long, which a busy machine may be the reason of."""
+    """A trial took too long, as happens on a busy machine."""
 
 
 def fetch(
