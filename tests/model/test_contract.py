@@ -86,7 +86,7 @@ def test_a_flood_of_faults_is_counted_and_cut() -> None:
     with pytest.raises(ContractError) as raised:
         Plan(CONTRACT).parse([{}] * 1000)
     assert (raised.value.count, len(raised.value.errors)) == (2000, MAX_REPORTED_ERRORS)
-    assert str(raised.value) == "a is missing; and 1999 more faults"
+    assert str(raised.value) == "a is missing; and 1999 more errors"
 
 
 @given(st.lists(json_values, min_size=1, max_size=4))
@@ -151,8 +151,8 @@ def test_the_quick_way_and_the_thorough_one_agree(contract: Contract, rows: list
 def test_what_lies_beyond_trainings_range_is_remarked_and_read() -> None:
     matrix, warnings = Plan(MIXED).parse([{"a": "low", "b": 10, "c": "x"}, {"a": "low", "b": 11, "c": None}], "rows")
     assert matrix[:, 1].tolist() == [10, 11]
-    assert warnings == [("rows[1].b", "is 11, outside 0 to 10, the range of training")]
-    assert Plan(CONTRACT).parse([{"a": -1, "b": 0}])[1] == [("a", "is -1, outside 0 to 1, the range of training")]
+    assert warnings == [("rows[1].b", "is 11, out of the range of training, 0 to 10")]
+    assert Plan(CONTRACT).parse([{"a": -1, "b": 0}])[1] == [("a", "is -1, out of the range of training, 0 to 1")]
 
 
 def test_one_contract_keeps_to_another_or_says_where_not() -> None:
