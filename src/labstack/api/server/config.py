@@ -45,9 +45,7 @@ _descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 if _descriptors != resource.RLIM_INFINITY:  # connections above this wait, so that workers can open files
     worker_connections = max(threads + 1, min(1000, _descriptors - OWN_DESCRIPTORS))
 keepalive = 5
-timeout = max(
-    30, 3 * math.ceil(_settings.prediction_seconds)
-)  # the loop may predict with canary and production
+timeout = max(30, 3 * math.ceil(_settings.prediction_seconds))  # the loop may predict with canary and production
 forwarder_headers = ""  # no caller may set SCRIPT_NAME or PATH_INFO by a header
 # The arbiter imports everything once, and workers share its memory; models, threads and connections are made after the
 # fork.
