@@ -1,4 +1,4 @@
-"""Versions as nobody should make them: models that never end, take all memory, or say more than is true."""
+"""Hostile versions: models that never end, take all memory, or break their contracts."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def endless(features: int, outputs: int, always: bool) -> ModelProto:
 
 
 def put(folder: Path, model: ModelProto, **changes: Any) -> None:
-    """Make a model that of the version in a folder, whose contract then has its digest, and what else is changed."""
+    """Put a model into the folder of a version, with its digest and other changes in the contract."""
     data = model.SerializeToString()
     (folder / ONNX_FILE_NAME).write_bytes(data)
     contract = json.loads((folder / FILE_NAME).read_text())

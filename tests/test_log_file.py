@@ -22,8 +22,8 @@ def start(path: Path) -> "subprocess.Popen[bytes]":
 
 def read(path: Path) -> list[tuple[str, int]]:
     lines = path.read_text().splitlines()
-    found = [re.fullmatch(r"(\w) (\d+) x+", line) for line in lines]
-    return [(match[1], int(match[2])) for match in found if match] + [("broken", 0)] * found.count(None)
+    matches = [re.fullmatch(r"(\w) (\d+) x+", line) for line in lines]
+    return [(match[1], int(match[2])) for match in matches if match] + [("broken", 0)] * matches.count(None)
 
 
 def test_every_line_of_several_processes_is_there_once_in_two_files_of_bounded_size(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_it_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     assert log.read_bytes() == b"first\nsecond\n"
 
 
-def test_a_folder_that_is_gone_stops_nobody(tmp_path: Path) -> None:
+def test_a_removed_folder_does_not_stop_the_writers(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     log = tmp_path / "logs/api.log"
     keeper = start(log)

@@ -20,7 +20,7 @@ def test_a_database_and_its_log_are_writable_for_the_group(tmp_path: Path) -> No
     assert modes == {"file.db": 0o664, "file.db-wal": 0o664, "file.db-shm": 0o664}
 
 
-def test_what_is_no_file_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_databases_without_a_file_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for url in ("sqlite://", "sqlite:///:memory:", "postgresql://host/name"):
         prepare(make_url(url))

@@ -1,4 +1,4 @@
-"""Work that is done beside its callers, who never wait for it."""
+"""Work in a background thread, for which its callers never wait."""
 
 import contextlib
 import logging
@@ -9,14 +9,14 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-LINGER_SECONDS = 0.02  # under load one change of threads for many things, and not for each
+LINGER_SECONDS = 0.02  # under load the thread wakes once for many things, not for each
 BATCH = 1000
 
 
 class Background(Generic[T]):
-    """A thread that does what it is handed, in order and as many at once as came within a moment.
+    """A thread that calls `do` with the things put into its queue, in order and in batches.
 
-    What comes when `limit` things wait already is dropped, and `dropped` is called for each.
+    When `limit` things are waiting already, a new one is dropped, and `dropped` is called for it.
     """
 
     def __init__(self, name: str, do: Callable[[list[T]], None], dropped: Callable[[], None], limit: int) -> None:
@@ -29,18 +29,18 @@ class Background(Generic[T]):
         self._thread.start()
 
     def stop(self, seconds: float = 10) -> None:
-        """End the thread when all that it was handed is done, or after so long."""
+        """End the thread when its queue is done, or after so many seconds."""
         self._queue.put(None)
         self._ending.set()
         self._thread.join(seconds)
 
     @property
     def waiting(self) -> int:
-        """How many things wait."""
+        """The number of things that wait."""
         return self._queue.qsize()
 
     def put(self, thing: T) -> None:
-        """Hand over a thing; never waits. With several callers at once a few more than the limit may wait."""
+        """Queue a thing, without waiting. With several callers at once, a few more than the limit may be queued."""
         if self._queue.qsize() >= self._limit:
             self._dropped()
         else:
@@ -54,10 +54,10 @@ class Background(Generic[T]):
             with contextlib.suppress(queue.Empty):
                 while len(things) < BATCH:
                     things.append(self._queue.get_nowait())
-            found = [thing for thing in things if thing is not None]
-            ended = len(found) < len(things)
+            batch = [thing for thing in things if thing is not None]
+            ended = len(batch) < len(things)
             try:
-                if found:
-                    self._do(found)
-            except Exception:  # the next ones may be done
+                if batch:
+                    self._do(batch)
+            except Exception:  # the next batch may succeed
                 logging.getLogger(__name__).exception("not done")

@@ -1,4 +1,4 @@
-"""Deadlines for whole HTTP answers: requests' own timeout begins anew with every byte that comes."""
+"""Deadlines for whole HTTP answers: requests' own timeout restarts with every byte that arrives."""
 
 import http.client
 import io
@@ -20,7 +20,7 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)  # in se
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Give all that is read through a BoundedAdapter in this context so many seconds, or fewer where it is nested."""
+    """Set a deadline for all reads through a BoundedAdapter in this context; an outer, earlier deadline still holds."""
     token = _deadline.set(min(_deadline.get(), time.monotonic() + seconds))
     try:
         yield
@@ -78,7 +78,7 @@ class _SecurePool(HTTPSConnectionPool):
 
 
 class BoundedAdapter(HTTPAdapter):
-    """What a session of requests reads by, so that headers and body together keep the deadline of the context."""
+    """An adapter for sessions of requests, with which headers and body together keep the deadline of the context."""
 
     def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
         super().init_poolmanager(*arguments, **keywords)
@@ -86,7 +86,7 @@ class BoundedAdapter(HTTPAdapter):
 
     def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
         manager = super().proxy_manager_for(proxy, **keywords)
-        if not proxy.lower().startswith("socks"):  # which has pools of its own, that are not bounded
+        if not proxy.lower().startswith("socks"):  # its pools are of other classes, and not bounded
             self._bound(manager)
         return manager
 

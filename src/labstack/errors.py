@@ -1,5 +1,33 @@
-"""The errors that people are meant to read."""
+"""The errors that people are meant to read, by subclass, each with the room that raises it.
+
+LabError
+    NotKeptError                        api.recording
+    ControlError                        api.serving
+    NoPredictionError                   api_client
+    ArchiveError                        mlflow_server
+    ModelFileError                      model
+    NotEligibleError                    registry
+    RegistryError                       registry
+        NotThereError                   registry
+        ProductionMovedError            registry
+        RegistryFailedError             registry
+            RegistryUnreachableError    registry
+        RolesMovedError                 registry
+        TooLargeError                   registry
+    TrialError                          registry
+        TrialTimeoutError               registry
+    DatabaseError                       store
+    DatasetError                        store
+        RowsError                       store
+        UnknownDatasetError             store
+    FeedbackError                       store
+    DataError                           training
+    FilterError                         training
+    PipelineError                       training
+    SearchError                         training
+    TrainingError                       training
+"""
 
 
 class LabError(Exception):
-    """Something went wrong that a person can mend: the text says what, where and what to do, and is all they see."""
+    """A person can repair what went wrong: the text, which is all they see, says what, where and what to do."""

@@ -1,4 +1,4 @@
-"""Locks between processes, waited for with a deadline; a lock ends with the process that holds it."""
+"""Locks between processes, with a timeout; a lock ends with the process that holds it."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ PAUSE_SECONDS = 0.05
 
 
 def wait_for(take: Callable[[], bool], seconds: float) -> None:
-    """Call `take` until it returns that the lock is taken. Raises TimeoutError when it is not within the seconds."""
+    """Call `take` until it returns true. Raises TimeoutError after so many seconds."""
     deadline = time.monotonic() + seconds
     while not take():
         if time.monotonic() >= deadline:
@@ -22,7 +22,7 @@ def wait_for(take: Callable[[], bool], seconds: float) -> None:
 @contextmanager
 def exclusive(path: Path, seconds: float) -> Iterator[None]:
     """Hold the lock of a file, which is made if it is missing. Raises TimeoutError or another OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)  # others' may be read-only
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)  # another user's may be read-only
     try:
         wait_for(lambda: _locked(descriptor), seconds)
         yield
@@ -31,7 +31,7 @@ def exclusive(path: Path, seconds: float) -> Iterator[None]:
 
 
 def moves_file(database: str | Path) -> Path:
-    """The file whose lock a move of a role holds, of a lab whose database is an SQLite file."""
+    """The file that a move of a role locks, for a database that is an SQLite file."""
     return Path(f"{database}-moves")
 
 

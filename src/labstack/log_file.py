@@ -1,7 +1,7 @@
-"""`python -m labstack.log_file PATH`: write standard input to a log file that never grows beyond a size.
+"""`python -m labstack.log_file PATH`: write standard input to a log file of limited size.
 
-A local service logs into this process's pipe, so that a full file is replaced while the service runs, and no line is
-lost. It ends with the last process that logs.
+A local service logs into this process's pipe, so that a full file is rotated while the service runs, and no line is
+lost. The process ends when the last process that logs has ended.
 """
 
 import os
@@ -10,18 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 
 FULL_BYTES = 10_000_000
-PIPE_BYTES = 65536  # what a pipe holds; lines of up to PIPE_BUF are whole in it
+PIPE_BYTES = 65536  # the capacity of a pipe; lines of up to PIPE_BUF are written to it whole
 
 
 def previous(path: Path) -> Path:
-    """The file of what was logged before the log file's first line."""
+    """The file that holds the lines before those of the log file."""
     return path.with_name(f"{path.name}.1")
 
 
 def keep(source: int, path: Path) -> None:
-    """Append a pipe to a file until nobody has its other end; a full file takes the place of the previous one.
+    """Append a pipe's bytes to a file until its other end is closed; a full file replaces the previous one.
 
-    What a full disk does not take is dropped: the service behind the pipe goes on.
+    Bytes that a full disk cannot take are dropped, so that the service that logs goes on.
     """
     while chunk := os.read(source, PIPE_BYTES):
         with suppress(OSError):

@@ -96,7 +96,7 @@ def test_a_form_of_the_contract_predicts_and_says_what_is_wrong(browser: Browser
     assert "by version 2 (production)" in browser.find("output").text
     browser.type("[name=petal_length]", "99")
     browser.find("[data-try] button").click()
-    wait_until(lambda: "outside" in browser.find("output").text, 10, "a warning")
+    wait_until(lambda: "out of the range" in browser.find("output").text, 10, "a warning")
     browser.run("document.querySelector('[name=petal_length]').required = false")
     browser.find("[name=petal_length]").clear()
     browser.find("[data-try] button").click()

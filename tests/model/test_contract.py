@@ -1,4 +1,4 @@
-"""JSON in, a matrix out, or everything that is wrong with it."""
+"""Contracts: rows become a matrix, or every error in them is named."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def errors(rows: list[Any], prefix: str = "") -> list[tuple[str, str]]:
     return raised.value.errors
 
 
-def test_columns_come_in_the_contracts_order_whatever_the_rows_order() -> None:
+def test_columns_are_in_the_order_of_the_contract() -> None:
     matrix, _ = Plan(CONTRACT).parse([{"b": 2, "a": 1.5}, {"a": -3, "b": 0}])
     np.testing.assert_array_equal(matrix, [[1.5, 2], [-3, 0]])
 
@@ -67,11 +67,11 @@ def test_columns_come_in_the_contracts_order_whatever_the_rows_order() -> None:
         (-1.1e30, "is too large a number"),
     ],
 )
-def test_what_is_no_number_is_named(value: Any, fault: str) -> None:
+def test_a_value_that_is_not_a_number_is_named(value: Any, fault: str) -> None:
     assert errors([{"a": value, "b": 1}]) == [("a", fault)]
 
 
-def test_all_faults_of_all_rows_come_in_one_answer() -> None:
+def test_all_errors_of_all_rows_are_named_at_once() -> None:
     rows = [{"a": None, "c": 1}, 7, {"a": 1, "b": 2}, {"a": 1, "b": "x"}]
     assert errors(rows, "instances") == [
         ("instances[0].a", "is null; a number is needed"),
@@ -82,15 +82,15 @@ def test_all_faults_of_all_rows_come_in_one_answer() -> None:
     ]
 
 
-def test_a_flood_of_faults_is_counted_and_cut() -> None:
+def test_many_errors_are_counted_and_cut() -> None:
     with pytest.raises(ContractError) as raised:
         Plan(CONTRACT).parse([{}] * 1000)
     assert (raised.value.count, len(raised.value.errors)) == (2000, MAX_REPORTED_ERRORS)
-    assert str(raised.value) == "a is missing; and 1999 more faults"
+    assert str(raised.value) == "a is missing; and 1999 more errors"
 
 
 @given(st.lists(json_values, min_size=1, max_size=4))
-def test_any_json_gives_its_own_numbers_or_names_a_fault(rows: list[Any]) -> None:
+def test_any_json_gives_its_numbers_or_an_error(rows: list[Any]) -> None:
     try:
         matrix, _ = Plan(CONTRACT).parse(rows)
     except ContractError as error:
@@ -120,7 +120,7 @@ def test_categories_and_missing_values_are_read() -> None:
         ({"a": "low", "b": 1}, ("c", "is missing")),
     ],
 )
-def test_what_is_no_value_of_a_feature_is_named(row: dict[str, Any], fault: tuple[str, str]) -> None:
+def test_a_value_that_does_not_fit_its_feature_is_named(row: dict[str, Any], fault: tuple[str, str]) -> None:
     with pytest.raises(ContractError) as raised:
         Plan(MIXED).parse([row])
     assert raised.value.errors == [fault]
@@ -135,7 +135,7 @@ mixed = st.fixed_dictionaries(dict.fromkeys("abc", cells))
 
 @given(st.lists(plain | mixed | st.dictionaries(st.sampled_from("abcd"), cells), min_size=1, max_size=3))
 @pytest.mark.parametrize("contract", [CONTRACT, MIXED], ids=["plain", "mixed"])
-def test_the_quick_way_and_the_thorough_one_agree(contract: Contract, rows: list[Any]) -> None:
+def test_the_fast_and_the_thorough_parser_agree(contract: Contract, rows: list[Any]) -> None:
     plan = Plan(contract)
     try:
         thorough = plan._row_by_row(rows, "")
@@ -148,14 +148,14 @@ def test_the_quick_way_and_the_thorough_one_agree(contract: Contract, rows: list
         assert plan._quickly(rows) is not None
 
 
-def test_what_lies_beyond_trainings_range_is_remarked_and_read() -> None:
+def test_values_out_of_range_are_read_with_a_warning() -> None:
     matrix, warnings = Plan(MIXED).parse([{"a": "low", "b": 10, "c": "x"}, {"a": "low", "b": 11, "c": None}], "rows")
     assert matrix[:, 1].tolist() == [10, 11]
-    assert warnings == [("rows[1].b", "is 11, outside 0 to 10, the range of training")]
-    assert Plan(CONTRACT).parse([{"a": -1, "b": 0}])[1] == [("a", "is -1, outside 0 to 1, the range of training")]
+    assert warnings == [("rows[1].b", "is 11, out of the range of training, 0 to 10")]
+    assert Plan(CONTRACT).parse([{"a": -1, "b": 0}])[1] == [("a", "is -1, out of the range of training, 0 to 1")]
 
 
-def test_one_contract_keeps_to_another_or_says_where_not() -> None:
+def test_differences_that_break_callers_are_named() -> None:
     def changed(**fields: Any) -> Contract:
         return MIXED.model_copy(update=fields)
 
@@ -164,7 +164,7 @@ def test_one_contract_keeps_to_another_or_says_where_not() -> None:
     assert (
         changed(features=(c, b, a.model_copy(update={"categories": ("low", "mid", "high")}))).breaks_with(MIXED) == []
     )
-    for other, said in [
+    for other, difference in [
         (changed(task="classification"), "its task is classification, not regression"),
         (changed(classes=("p", "q")), "its classes are p, q, not "),
         (changed(features=(a, b)), "it takes no field 'c'"),
@@ -173,16 +173,24 @@ def test_one_contract_keeps_to_another_or_says_where_not() -> None:
         (changed(features=(a, b, Feature(name="c", missing=True))), "'c' is a number"),
         (changed(features=(Feature(name="a", categories=("low",)), b, c)), "'a' knows no high"),
     ]:
-        assert other.breaks_with(MIXED) == [said]
+        assert other.breaks_with(MIXED) == [difference]
 
 
-def test_a_contract_is_what_its_file_says(tmp_path: Path) -> None:
+def test_differences_are_named_in_the_order_of_the_features_that_callers_know() -> None:
+    names = [f"feature_{number}" for number in range(20)]
+    optional = [Feature(name=name, missing=True) for name in names]
+    known = MIXED.model_copy(update={"features": tuple(optional)})
+    stricter = MIXED.model_copy(update={"features": tuple(Feature(name=name) for name in reversed(names))})
+    assert stricter.breaks_with(known) == [f"{name!r} may not be missing" for name in names]
+
+
+def test_a_contract_is_read_as_it_was_written(tmp_path: Path) -> None:
     CONTRACT.write(tmp_path)
     assert Contract.read(tmp_path) == CONTRACT
 
 
 @pytest.mark.parametrize("text", ["", "[]", json.dumps({"task": "guessing"})])
-def test_a_file_that_is_no_contract_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_contract_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "contract.json").write_text(text)
     with pytest.raises(ValueError, match=r"contract\.json is not valid"):
         Contract.read(tmp_path)

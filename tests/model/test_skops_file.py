@@ -1,4 +1,4 @@
-"""What may be loaded, and what may not."""
+"""Files of estimators: trusted ones are loaded, others are rejected."""
 
 import subprocess
 import warnings
@@ -36,7 +36,7 @@ def test_scikit_learns_estimators_come_back_as_they_were(tmp_path: Path, estimat
     assert loaded.predict(FEATURES).tolist() == fitted.predict(FEATURES).tolist()
 
 
-def test_types_from_elsewhere_are_named_and_not_loaded(tmp_path: Path) -> None:
+def test_foreign_types_are_named_and_not_loaded(tmp_path: Path) -> None:
     skops.io.dump(Surprise().fit(FEATURES, LABELS), tmp_path / skops_file.FILE_NAME)
     with pytest.raises(skops_file.ModelFileError, match=r"tests\.model\.test_skops_file\.Surprise"):
         skops_file.load(tmp_path, 1 << 30)
@@ -76,7 +76,7 @@ def test_every_estimator_that_fits_here_is_trusted(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no model at all" * 100])
-def test_a_damaged_file_is_said_so(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / skops_file.FILE_NAME).write_bytes(content)
     with pytest.raises(skops_file.ModelFileError, match=r"model\.skops cannot be loaded"):
         skops_file.load(tmp_path, 1 << 30)

@@ -28,10 +28,10 @@ class Script(BaseHTTPRequestHandler):
     """Gives each request the next of the answers: a status and a body."""
 
     answers: list[tuple[int, bytes]]
-    asked: list[tuple[str, str | None]]
+    requests: list[tuple[str, str | None]]
 
     def do_GET(self) -> None:
-        self.asked.append((self.path, self.headers.get("Authorization")))
+        self.requests.append((self.path, self.headers.get("Authorization")))
         status, body = self.answers.pop(0)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -44,7 +44,7 @@ class Script(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    Script.answers, Script.asked = [], []
+    Script.answers, Script.requests = [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), Script) as listening:
         threading.Thread(target=listening.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{listening.server_port}"
@@ -56,7 +56,7 @@ def test_models_come_page_after_page(server: str) -> None:
     pages = [{"registered_models": [model], "next_page_token": "more"}, {"registered_models": [{"name": "b"}]}]
     Script.answers = [(200, json.dumps(page).encode()) for page in pages]
     assert MlflowRest(server).models() == {"a": Model({"production": 3}, {}), "b": Model({}, {})}
-    assert "page_token=more" in Script.asked[1][0]
+    assert "page_token=more" in Script.requests[1][0]
 
 
 def test_a_server_that_is_briefly_away_is_asked_again(server: str) -> None:
@@ -135,7 +135,7 @@ def test_mlflows_own_variables_say_who_asks(
         monkeypatch.setenv(name, value)
     Script.answers = [(200, b"{}")]
     MlflowRest(server).models()
-    assert Script.asked[0][1] == sent
+    assert Script.requests[0][1] == sent
 
 
 class Dripping:

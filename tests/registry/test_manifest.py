@@ -17,17 +17,17 @@ def made(lab: Lab, **settings: Any) -> Manifest:
 
 
 def test_it_names_versions_containers_and_settings(lab: Lab, tmp_path: Path) -> None:
-    found = json.loads(manifest.text(made(lab)))
-    assert found["readiness"] == {"status": "ready", "reason": "version 1 of 'iris' is production"}
-    [iris] = [one for one in found["models"] if one["name"] == "iris"]
+    value = json.loads(manifest.text(made(lab)))
+    assert value["readiness"] == {"status": "ready", "reason": "version 1 of 'iris' is production"}
+    [iris] = [version for version in value["models"] if version["name"] == "iris"]
     assert (iris["version"], iris["uri"]) == (1, "models:/iris/1")
     assert iris["metrics"]["accuracy"] > 0.9
     assert iris["gates"]["parity"].startswith("passed: ")
-    assert {name: one["container"] for name, one in found["services"].items()} == {
+    assert {name: service["container"] for name, service in value["services"].items()} == {
         "api": "api",
         "mlflow": "server_mlflow",
     }
-    assert "DEFAULT_MODEL_NAME=iris" in found["environment"].splitlines()
+    assert "DEFAULT_MODEL_NAME=iris" in value["environment"].splitlines()
     path = manifest.write(made(lab), tmp_path / "new")
     assert path.read_text() == manifest.text(made(lab))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["deployment_manifest.json"]
@@ -39,10 +39,10 @@ def test_a_secret_is_not_in_it(lab: Lab) -> None:
     assert "hush" not in text
 
 
-def test_what_is_missing_is_said(lab: Lab, model: str) -> None:
+def test_the_status_says_what_is_missing(lab: Lab, model: str) -> None:
     def readiness(name: str) -> tuple[str, str]:
-        found = made(lab, default_model_name=name).readiness
-        return found.status, found.reason
+        readiness = made(lab, default_model_name=name).readiness
+        return readiness.status, readiness.reason
 
     never = "no version of 'nobody' was ever registered; train one: labstack train"
     assert readiness("nobody") == ("no_production_model", never)
@@ -55,14 +55,14 @@ def test_what_is_missing_is_said(lab: Lab, model: str) -> None:
     assert readiness(model)[0] == "promotion_not_approved"
 
 
-def test_a_registry_that_is_away_is_said(lab: Lab) -> None:
+def test_an_unreachable_registry_is_reported(lab: Lab) -> None:
     away = MlflowRest(f"http://localhost:{free_port()}", retries=0)
-    found = manifest.make(away, lab.settings())
-    assert (found.readiness.status, found.models) == ("mlflow_unavailable", ())
-    assert "cannot be reached" in found.readiness.reason
+    lost = manifest.make(away, lab.settings())
+    assert (lost.readiness.status, lost.models) == ("mlflow_unavailable", ())
+    assert "cannot be reached" in lost.readiness.reason
 
 
-def test_what_it_does_not_know_it_refuses(lab: Lab) -> None:
+def test_unknown_fields_are_rejected(lab: Lab) -> None:
     value = json.loads(manifest.text(made(lab)))
     with pytest.raises(ValueError, match=r"readiness\.status"):
         Manifest.model_validate(value | {"readiness": {"status": "fine", "reason": ""}})

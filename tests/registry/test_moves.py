@@ -1,4 +1,4 @@
-"""The lock of moves: one move at a time among processes, while nobody else waits, and whole roles whoever is killed."""
+"""The lock of moves: one move at a time over all processes; others do not wait, and killed moves leave roles whole."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_one_process_moves_at_a_time_and_gives_the_lock_up_when_it_is_killed(eng
         with pytest.raises(DatabaseError, match="Another move of a role"), moving(engine, seconds=0):
             pass
         with writing(engine):
-            pass  # which waits for no move
+            pass  # other writers do not wait for a move
         holder.kill()
         holder.wait()
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_one_process_moves_at_a_time_and_gives_the_lock_up_when_it_is_killed(eng
             pass
 
 
-def test_nobody_waits_for_a_move_that_waits_for_the_registry(lab: Lab, engine: Engine, model: str) -> None:
+def test_other_writers_do_not_wait_for_a_move_that_waits_for_the_registry(lab: Lab, engine: Engine, model: str) -> None:
     moves.promote(lab.registry, engine, model, 1, reason="first")
     with Relay(lab.tracking_uri) as relay:
         relay.delay_seconds = 0.2

@@ -22,7 +22,7 @@ TENTH = Rollout(0.1, "split")
 
 
 def undated(roles: Roles) -> Roles:
-    """Roles whose rollout says nothing of when it began."""
+    """Return roles without the start of their rollout."""
     return replace(roles, rollout=roles.rollout and replace(roles.rollout, since=""))
 
 
@@ -137,7 +137,7 @@ def test_a_canary_is_accepted(lab: Lab, engine: Engine, model: str) -> None:
         moves.accept_canary(lab.registry, engine, model, None, reason="good")
     moves.start_canary(lab.registry, engine, model, 2, TENTH, reason="try")
     for tried in (None, 3):
-        with pytest.raises(RegistryError, match="nobody tried it"):
+        with pytest.raises(RegistryError, match="was not tried"):
             moves.accept_canary(lab.registry, engine, model, tried, reason="good")
     moves.accept_canary(lab.registry, engine, model, 2, reason="good", who="me")
     assert read_roles(lab.registry, model) == Roles(production=2, previous=1)
@@ -159,21 +159,21 @@ def test_a_canary_is_accepted(lab: Lab, engine: Engine, model: str) -> None:
         '{"version": 2, "weight": 0.5, "mode": "split", "since": 7}',
     ],
 )
-def test_a_tag_that_does_not_speak_of_the_canary_is_none(lab: Lab, engine: Engine, model: str, tag: str) -> None:
+def test_a_tag_of_another_canary_is_ignored(lab: Lab, engine: Engine, model: str, tag: str) -> None:
     moves.promote(lab.registry, engine, model, 1, reason="first")
     lab.registry.set_alias(model, "canary", 2)
     lab.registry.set_tag(model, ROLLOUT_TAG, tag)
     assert read_roles(lab.registry, model) == Roles(1, 2)
 
 
-def test_a_canary_that_is_promoted_is_a_canary_no_more(lab: Lab, engine: Engine, model: str) -> None:
+def test_a_canary_that_is_promoted_loses_its_role(lab: Lab, engine: Engine, model: str) -> None:
     moves.promote(lab.registry, engine, model, 1, reason="first")
     moves.start_canary(lab.registry, engine, model, 2, TENTH, reason="try")
     moves.promote(lab.registry, engine, model, 2, reason="good")
     assert read_roles(lab.registry, model) == Roles(production=2, previous=1)
 
 
-def test_what_is_refused_is_recorded(lab: Lab, engine: Engine, model: str) -> None:
+def test_a_refusal_is_recorded(lab: Lab, engine: Engine, model: str) -> None:
     moves.promote(lab.registry, engine, model, 1, reason="first")
     with pytest.raises(RegistryError):
         moves.stop_canary(lab.registry, engine, model, reason="no good", who="me", evidence={"errors": 3})
@@ -262,17 +262,17 @@ def test_a_move_that_fails_midway_is_undone(
 
 def test_a_move_that_the_audit_missed_is_noted_with_the_next(lab: Lab, engine: Engine, model: str) -> None:
     moves.promote(lab.registry, engine, model, 1, reason="first")
-    lab.client.set_registered_model_alias(model, "production", "2")  # in the MLflow page, say
+    lab.client.set_registered_model_alias(model, "production", "2")  # as a person does in MLflow's page
     moves.promote(lab.registry, engine, model, 3, reason="third")
     newest, _, oldest = [move for move in audit.role_moves(engine, model) if move.role == "production"]
     noted = [move for move in audit.role_moves(engine, model) if move.actor == "unknown"]
     assert [(move.from_version, move.to_version) for move in (oldest, *noted, newest)] == [(None, 1), (1, 2), (2, 3)]
 
 
-def test_who_judged_by_another_production_is_refused(lab: Lab, engine: Engine, model: str) -> None:
+def test_a_promotion_is_refused_when_production_has_changed(lab: Lab, engine: Engine, model: str) -> None:
     moves.promote(lab.registry, engine, model, 1, reason="first", instead_of=None)
     for judged_by in (None, 3):
-        with pytest.raises(ProductionMovedError, match="is version 1 by now"):
+        with pytest.raises(ProductionMovedError, match="is version 1 now"):
             moves.promote(lab.registry, engine, model, 2, reason="late", instead_of=judged_by)
     moves.promote(lab.registry, engine, model, 2, reason="better", instead_of=1)
 

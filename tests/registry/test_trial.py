@@ -1,4 +1,4 @@
-"""Versions that are tried in a process of their own: what they may not do to the one that tries them."""
+"""Trials of versions in a separate process, which harm no other process."""
 
 import io
 import json
@@ -86,7 +86,7 @@ def test_a_file_that_unpacks_to_much_is_refused_before(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"task": "regression", "classes": [], "sample": {"input": {"a": 0, "b": 0}, "output": 1}}, "classes are high"),
         ({"classes": ["high", "low", "middle"]}, "classes are high, low, and those of its contract high, low, middle"),
@@ -96,15 +96,15 @@ def test_a_file_that_unpacks_to_much_is_refused_before(folder: Path) -> None:
     ],
 )
 def test_a_contract_that_its_estimator_does_not_keep_is_refused(
-    folder: Path, changes: dict[str, Any], told: str
+    folder: Path, changes: dict[str, Any], message: str
 ) -> None:
     change(folder, **changes)
-    with pytest.raises(TrialError, match=told):
+    with pytest.raises(TrialError, match=message):
         trial.run(folder, settings())
 
 
 @pytest.mark.parametrize(
-    ("outputs", "changes", "told"),
+    ("outputs", "changes", "message"),
     [
         (2, {"classes": ["high", "low", "middle"]}, r"shape \(1, 2\), and \(1, 3\) is needed"),
         (2, {"task": "regression", "classes": [], "sample": {"input": {"a": 0, "b": 0}, "output": 0.5}}, "is needed"),
@@ -112,8 +112,8 @@ def test_a_contract_that_its_estimator_does_not_keep_is_refused(
     ],
 )
 def test_a_contract_that_its_onnx_model_does_not_keep_is_refused(
-    folder: Path, outputs: int, changes: dict[str, Any], told: str
+    folder: Path, outputs: int, changes: dict[str, Any], message: str
 ) -> None:
     put(folder, endless(2, outputs, always=False), **changes)
-    with pytest.raises(TrialError, match=told):
+    with pytest.raises(TrialError, match=message):
         trial.run(folder, settings())

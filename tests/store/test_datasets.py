@@ -250,6 +250,17 @@ def test_all_faults_of_rows_are_named_and_none_is_appended(engine: Engine, tmp_p
     assert len(datasets.read(engine, "table")) == 1
 
 
+def test_unknown_columns_are_named_in_their_order(engine: Engine, tmp_path: Path) -> None:
+    load(engine, tmp_path, "a,b\n1,x\n")
+    names = [f"column_{number}" for number in range(20)]
+    with pytest.raises(datasets.RowsError) as raised:
+        datasets.append(engine, "table", [{"a": 1, "b": "y"} | dict.fromkeys(names, 1)])
+    assert [place for place, _ in raised.value.faults] == [f"[0].{name}" for name in names]
+    (tmp_path / "more.csv").write_text(f"{','.join(['a', 'b', *names])}\n1,x{',1' * 20}\n")
+    with pytest.raises(DatasetError, match=f"has no column {', '.join(names)}\\."):
+        datasets.load_csv(engine, tmp_path / "more.csv", "table", append=True)
+
+
 def test_writers_that_append_at_once_lose_nothing(engine: Engine, tmp_path: Path) -> None:
     load(engine, tmp_path, "a,b\n1,x\n")
 

@@ -1,4 +1,4 @@
-"""What the stress tests share: clients that never cease, and a model whose versions answer differently."""
+"""Shared by the stress tests: clients without a pause, and a model whose versions answer differently."""
 
 import http.client
 import json
@@ -20,7 +20,7 @@ ROW = {"hours_studied": 6.0, "sleep_hours": 7.0, "attendance_percent": 80.0, "pr
 
 @dataclass(frozen=True)
 class Seen:
-    """One request: when it began and ended, and what answered, or why nothing did."""
+    """One request: its start and end, and its answer or the reason why there is none."""
 
     began: float
     ended: float
@@ -32,7 +32,7 @@ class Seen:
 
 
 class Client(threading.Thread):
-    """Asks for predictions without a pause, on a connection that it keeps, until it is told to stop."""
+    """Asks for predictions without a pause, on one kept connection, until it is stopped."""
 
     def __init__(self, api: Process, path: str, done: threading.Event, refused: threading.Event | None = None) -> None:
         super().__init__(daemon=True)
@@ -84,7 +84,7 @@ def load(*apis: Process, path: str, clients: int = 6, ends: bool = False) -> Ite
         done.set()
         for thread in threads:
             thread.join(60)
-        seen += sorted((one for thread in threads for one in thread.seen), key=lambda one: one.began)
+        seen += sorted((request for thread in threads for request in thread.seen), key=lambda request: request.began)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def versions(lab: Lab) -> Versions:
     app = create_app(lab.settings())
     service = app.extensions["labstack"]
     for number in (1, 2, 3):
-        served = service.follower.open(lab.registry.version(name, number))
+        served = service.follower.loader.load(lab.registry.version(name, number))
         matrix, _ = served.plan.parse([ROW])
         [values[number]] = served.predictor.predict(matrix).outputs
     assert len({round(value, 2) for value in values.values()}) == 3

@@ -1,4 +1,4 @@
-"""What an API does that the system gives no more descriptors, or no more room on a disk."""
+"""An API without free descriptors, or on a full disk."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_connections_wait_while_no_descriptors_are_left(lab: Lab, tmp_path: Path
 
 
 def answers(connection: socket.socket) -> bool:
-    """Whether a connection is served, which one that was idle for too long is not."""
+    """Return true when a connection is served; one that was idle for too long is not."""
     try:
         connection.sendall(PREDICT)
         return connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
@@ -74,7 +74,7 @@ def test_a_full_disk_stops_no_worker_and_what_was_counted_meanwhile_is_not_lost(
         ballast = fill(disk)
         sent += predict(api, 200)
         wait_until(lambda: len(api.lines("prediction")) == sent, 20, "all predictions are logged")
-        os.kill(workers[0].pid, signal.SIGKILL)  # another takes its place, and its files
+        os.kill(workers[0].pid, signal.SIGKILL)  # a new worker takes over its slot and its files
         os.kill(api.popen.pid, signal.SIGTTIN)  # and a third one comes, whose files are new
         wait_until(lambda: len(psutil.Process(api.popen.pid).children()) == 3, 20, "a third worker")
 
@@ -102,7 +102,7 @@ def test_a_full_disk_stops_no_worker_and_what_was_counted_meanwhile_is_not_lost(
 
 
 def predict(api: Process, times: int) -> int:
-    """So many predictions, each on a connection of its own, and so of any worker."""
+    """Send so many predictions, each on a new connection, which any worker may take."""
     for _ in range(times):
         assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
     return times
@@ -116,8 +116,8 @@ def predictions(api: Process) -> float:
 def test_a_control_folder_that_cannot_be_made_stops_the_start(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     folder = tmp_path / "cache" / "control"
-    said = f"The folder {folder}/.*: Not a directory. API_CACHE_DIR names another"
-    with pytest.raises(AssertionError, match=said), run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri):
+    message = f"The folder {folder}/.*: Not a directory. API_CACHE_DIR names another"
+    with pytest.raises(AssertionError, match=message), run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri):
         pass
 
 
@@ -128,15 +128,15 @@ def test_the_folder_of_an_api_that_was_killed_is_removed_and_those_of_others_sta
         return {path.name for path in (tmp_path / "cache" / "control").iterdir() if path.is_dir()}
 
     with ExitStack() as stack:
-        one, other = (stack.enter_context(run_api(tmp_path, **shared)) for _ in range(2))
+        first, second = (stack.enter_context(run_api(tmp_path, **shared)) for _ in range(2))
         both = folders()
         assert len(both) == 2
-        os.killpg(one.popen.pid, signal.SIGKILL)
-        one.popen.wait(10)
+        os.killpg(first.popen.pid, signal.SIGKILL)
+        first.popen.wait(10)
         third = stack.enter_context(run_api(tmp_path, **shared))
         left = folders() & both
         assert len(left) == 1
-        assert left.pop().endswith(f"-{other.url.rpartition(':')[2]}-{other.popen.pid}")
+        assert left.pop().endswith(f"-{second.url.rpartition(':')[2]}-{second.popen.pid}")
         assert len(folders()) == 2
-        for api in (other, third):
+        for api in (second, third):
             assert ask(f"{api.url}/admin/reload", b"", "POST").status == 200

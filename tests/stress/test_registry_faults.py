@@ -1,4 +1,4 @@
-"""A registry, or a version in it, that never comes to an end: serving goes on, health says so, and it passes."""
+"""A registry, or a version, that never ends: serving goes on, health reports it, and recovers."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from tests.hostile import endless, put
 
 @contextmanager
 def served(api: Process, path: str = "/predict") -> Iterator[None]:
-    """Ask for predictions all the while; each is answered."""
+    """Send predictions in this context; each is answered."""
     statuses: list[int] = []
     ended = threading.Event()
 

@@ -29,7 +29,7 @@ def workers(api: Process) -> set[int]:
 
 
 def all_new(api: Process, old: set[int]) -> bool:
-    """Whether there are as many workers as there should be, none of them an old one."""
+    """Return true when all workers run, and none of them is an old one."""
     now = workers(api)
     return not now & old and len(now) == len(ask(f"{api.url}/admin/reload", b"", "POST").json.get("workers", []))
 
@@ -40,21 +40,21 @@ def reload(api: Process) -> None:
 
 
 def assert_right(seen: list[Seen], versions: Versions, least: int = 500) -> None:
-    """Nothing failed, and each value is that of the version which the answer names."""
+    """Check that nothing failed, and that each value is that of the version in the answer."""
     assert len(seen) >= least
-    assert [one.failure for one in seen if one.failure] == []
-    assert all(abs(one.value - versions.values[one.version]) < 1e-3 for one in seen)
+    assert [request.failure for request in seen if request.failure] == []
+    assert all(abs(request.value - versions.values[request.version]) < 1e-3 for request in seen)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_of_many_promotions_none_loses_a_request_or_leaves_a_stale_answer(
     lab: Lab, versions: Versions, tmp_path: Path, workers: int
 ) -> None:
-    """Two API processes on one registry; each reload is asked of both, and holds from its 200 on."""
+    """Run two API processes on one registry; each reload is sent to both, and is in force from its 200 on."""
     settled_moves: list[tuple[float, float, int]] = []  # when the move began, when both had answered, the version
     with ExitStack() as stack:
         apis = []
-        for name in ("one", "other"):
+        for name in ("first", "second"):
             folder = tmp_path / name
             folder.mkdir()
             settings: dict[str, Any] = {"mlflow_tracking_uri": lab.tracking_uri, "api_workers": workers}
@@ -71,7 +71,11 @@ def test_of_many_promotions_none_loses_a_request_or_leaves_a_stale_answer(
                 settled_moves.append((began, time.monotonic(), number))
     assert_right(seen, versions, least=2000)
     for (_, settled, number), (following, _, _) in itertools.pairwise([*settled_moves, (time.monotonic(), 0.0, 0)]):
-        stale = [one for one in seen if settled <= one.began and one.ended <= following and one.version != number]
+        stale = [
+            request
+            for request in seen
+            if settled <= request.began and request.ended <= following and request.version != number
+        ]
         assert stale == []
 
 
@@ -85,9 +89,9 @@ def test_a_killed_worker_takes_no_more_with_it_than_it_held(lab: Lab, versions: 
                 wait_until(partial(all_new, api, {victim}), 30, "another worker")
                 reload(api)
         assert len({worker["pid"] for worker in ask(f"{api.url}/admin/reload", b"", "POST").json["workers"]}) == 3
-    lost = [one for one in seen if one.failure]
+    lost = [request for request in seen if request.failure]
     assert len(lost) <= kills * clients
-    assert_right([one for one in seen if not one.failure], versions)
+    assert_right([request for request in seen if not request.failure], versions)
 
 
 def test_a_worker_that_hangs_is_replaced_and_new_callers_do_not_wait(
@@ -123,10 +127,10 @@ def test_a_stop_answers_all_that_came(lab: Lab, versions: Versions, tmp_path: Pa
                 wait_until(lambda: sum(1 for _ in api.lines("prediction")) > 200, 30, "the load is on")
                 assert api.stop() == 0
             lines = len(api.lines("prediction"))
-        lost = [one for one in seen if one.failure]
+        lost = [request for request in seen if request.failure]
         # a connection that nobody had taken yet may be refused in the middle; one that was answered is not cut
-        assert [one for one in lost if one.reused] == []
-        assert lines == len(seen) - len(lost)  # and each prediction is in the log
+        assert [request for request in lost if request.reused] == []
+        assert lines == len(seen) - len(lost)  # each prediction is in the log
 
 
 def test_a_slow_registry_delays_no_request(lab: Lab, versions: Versions, tmp_path: Path) -> None:
@@ -142,7 +146,7 @@ def test_a_slow_registry_delays_no_request(lab: Lab, versions: Versions, tmp_pat
             relay.delay_seconds = 0.0
     assert_right(quick, versions)
     assert_right(slow, versions)
-    longest = max(one.ended - one.began for one in slow)
+    longest = max(request.ended - request.began for request in slow)
     assert longest < 1.5  # what waits for the registry waits longer
 
 
@@ -167,7 +171,7 @@ def test_the_share_of_a_canary_holds_over_workers_and_replicas(lab: Lab, version
     try:
         with ExitStack() as stack:
             roles: list[dict[str, str]] = []
-            for name in ("one", "other"):
+            for name in ("first", "second"):
                 folder = tmp_path / name
                 folder.mkdir()
                 settings: dict[str, Any] = {"mlflow_tracking_uri": lab.tracking_uri, "api_workers": 4}
@@ -178,7 +182,7 @@ def test_the_share_of_a_canary_holds_over_workers_and_replicas(lab: Lab, version
                     roles.append({key: answer.json["model"]["role"] for key, answer in answers.items()})
     finally:
         moves.stop_canary(lab.registry, lab.engine, model, reason="stress")
-    assert all(one == roles[0] for one in roles)
+    assert all(answer == roles[0] for answer in roles)
     interval = stats.binom.interval(0.9999, len(keys), weight)
     assert interval[0] <= sum(role == "canary" for role in roles[0].values()) <= interval[1]
 
@@ -214,13 +218,13 @@ def test_after_a_million_requests_memory_is_what_it_was(lab: Lab, versions: Vers
     script.write_text(f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\nwrk.body = "{body}"\n')
 
     def ask_many(requests: int) -> int:
-        """Ask at least as often; how many answers came."""
+        """Send at least so many requests; return the number of answers."""
         answered = 0
         while answered < requests:
             command = ["wrk", "-t1", "-c16", "-d20", "-s", str(script), api.url + versions.path]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            assert "Non-2xx" not in said, said
-            answered += int(re.search(r"(\d+) requests in", said)[1])
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            assert "Non-2xx" not in output, output
+            answered += int(re.search(r"(\d+) requests in", output)[1])
         return answered
 
     def memory() -> int:

@@ -1,6 +1,6 @@
 """The health of this worker and the others, as /health, /ready, /metrics and the console report it.
 
-A fault is a sentence for people. None of them stops serving by itself.
+A fault is a sentence for people. No fault stops serving by itself.
 """
 
 import os
@@ -17,12 +17,12 @@ from labstack.api.service import Service
 from labstack.api.serving.control import REGISTRY, STARTING
 from labstack.settings import Settings
 
-SILENT_SECONDS = 10.0  # without an answer of the registry, or in one load, after which it is a fault
+SILENT_SECONDS = 10.0  # the time without the registry's answer, or in one load, that is still no fault
 LEAST_FREE_BYTES = 64 << 20
 
 
 class Health(NamedTuple):
-    """The status of the API, and everything that does not work now."""
+    """The status of the API, and all current faults."""
 
     status: Literal["ok", "starting", "degraded"]
     faults: list[str]
@@ -30,28 +30,28 @@ class Health(NamedTuple):
 
 def look(service: Service) -> Health:
     """Return the health of the API now."""
-    found = faults(service)
+    current = faults(service)
     follower = service.follower
     if follower.waiting_seconds is not None and not follower.lineups:
-        return Health("starting", found)
-    return Health("degraded" if found else "ok", found)
+        return Health("starting", current)
+    return Health("degraded" if current else "ok", current)
 
 
 def faults(service: Service) -> list[str]:
-    """Everything that does not work now, each said once: the registry, loads, workers, our database, metrics, disks."""
+    """Return all current faults, each once: of the registry, loads, workers, our database, metrics and disks."""
     follower = service.follower
-    own = list(follower.following.errors.values())
-    found = [*own, *_of_workers(service), *_of_disks(service.settings)]
-    found += [fault for fault in (service.recorder.database_fault, metrics.fault()) if fault is not None]
-    if follower.loading is not None:
-        what, since = follower.loading
+    errors = follower.following.errors.values()
+    current = [*errors, *_of_workers(service), *_of_disks(service.settings)]
+    current += [fault for fault in (service.recorder.database_fault, metrics.fault()) if fault is not None]
+    if follower.loader.loading is not None:
+        version, since = follower.loader.loading
         if (seconds := time.monotonic() - since) > SILENT_SECONDS:
-            found.append(f"Worker {os.getpid()} has been loading {what} for {seconds:.0f} seconds.")
-    return list(dict.fromkeys(found))
+            current.append(f"Worker {os.getpid()} has been loading {version} for {seconds:.0f} seconds.")
+    return list(dict.fromkeys(current))
 
 
 def registry_answers(service: Service) -> bool:
-    """Whether every worker's last look at the registry succeeded, and is recent."""
+    """Return true when every worker's last look at the registry succeeded and is recent."""
     states = [state for state in service.control.states() if state.generation != STARTING]
     fresh = [state.contact is not None and not _is_silent(service.settings, state.contact) for state in states]
     return bool(fresh) and all(fresh) and not any(REGISTRY in state.errors for state in states)
@@ -67,23 +67,23 @@ def gauge(url: str, answers: bool) -> Metric:
 
 
 def _of_workers(service: Service) -> list[str]:
-    """The errors that the workers of this API report, and the workers that have not followed the registry lately."""
-    found: list[str] = []
+    """Return the errors that the workers of this API report, and a fault for each that has not looked lately."""
+    current: list[str] = []
     for state in service.control.states():
-        found += state.errors.values()
+        current += state.errors.values()
         if state.contact is not None and REGISTRY not in state.errors and _is_silent(service.settings, state.contact):
             age = time.time() - state.contact
-            found.append(f"Worker {state.pid} has not followed the registry for {age:.0f} seconds.")
-    return found
+            current.append(f"Worker {state.pid} has not followed the registry for {age:.0f} seconds.")
+    return current
 
 
 def _is_silent(settings: Settings, contact: float) -> bool:
-    """Whether the registry's last answer, a time in seconds since 1970, is too old."""
+    """Return true when the registry's last answer, a time in seconds since 1970, is too old."""
     return time.time() - contact > max(SILENT_SECONDS, 3 * settings.follow_interval_seconds)
 
 
 def _of_disks(settings: Settings) -> list[str]:
-    """The folders, of our database and of the cache, whose disk is nearly full."""
+    """Return a fault for each folder, of our database and of the cache, whose disk is nearly full."""
     url = make_url(settings.lab_database_url)
     folders = {settings.api_cache_dir}
     if url.get_backend_name() == "sqlite" and url.database:

@@ -1,1 +1,1 @@
-"""A version's package: its contract, its estimator's files, and how it predicts."""
+"""A version's package: its contract, the files of its estimator, and the predictor that loads them."""

@@ -1,8 +1,8 @@
-"""Checks of what scikit-learn's compiled code reads without checks of its own: trees, neighbours, support vectors.
+"""Checks of the arrays that scikit-learn's compiled code reads unchecked: trees, neighbours, support vectors.
 
-A file that skops loads builds named types alone, but what these hold is the file's: an index that points outside, or a
-tree that leads back into itself, would crash the process that predicts, or never end. skops trusts tree nodes no more
-for this reason (https://github.com/skops-dev/skops/issues/535).
+A skops file builds trusted types only, but their contents come from the file: an index out of range, or a cycle in a
+tree, would crash the process that predicts, or never end. For this reason skops no longer trusts tree nodes
+(https://github.com/skops-dev/skops/issues/535).
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-# ensembles that hand their trees what they were handed, whose width these do not check again
+# ensembles that pass rows to their trees, which do not check the width of the rows again
 UNCHECKED = ("sklearn.ensemble._forest", "sklearn.ensemble._gb", "sklearn.ensemble._iforest")
 LEAF = -1  # in a tree's children, as sklearn.tree._tree.TREE_LEAF
 
 
 class UnsoundError(Exception):
-    """A part of an estimator would make compiled code read outside its memory, or never end."""
+    """A part of an estimator would make compiled code read out of bounds, or never end."""
 
 
 def require_sound(estimator: Any) -> None:
-    """Raise UnsoundError unless compiled code can predict with all parts of a loaded estimator."""
+    """Raise UnsoundError unless compiled code can predict safely with all parts of a loaded estimator."""
     for part in _parts(estimator):
         kind = type(part).__name__
         if kind == "Tree":
@@ -34,8 +34,8 @@ def require_sound(estimator: Any) -> None:
 
 
 def _parts(estimator: Any) -> Iterator[Any]:
-    """Everything that an estimator holds, each once."""
-    seen: dict[int, Any] = {}  # holds what it names, so that no other object gets the number
+    """Yield all objects that an estimator holds, each once."""
+    seen: dict[int, Any] = {}  # it holds the objects, so that no id is used again
     ahead = [estimator]
     while ahead:
         part = ahead.pop()
@@ -53,57 +53,58 @@ def _parts(estimator: Any) -> Iterator[Any]:
             ahead += vars(part).values()
 
 
-def _require(sound: object, what: str) -> None:
-    if not sound:
-        raise UnsoundError(f"The model file is damaged or forged: {what}.")
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise UnsoundError(f"The model file is damaged or forged: {message}.")
 
 
 def _require_tree(tree: Any) -> None:
-    """A tree of sklearn.tree: each child comes after its parent, each split is by a feature that there is."""
+    """Check a tree of sklearn.tree: each child comes after its parent, and each split is on an existing feature."""
     count = tree.node_count
     _require(0 < count <= tree.capacity, "a tree has another number of nodes than it says")
     _require(tree.n_outputs >= 1 and min(tree.value.shape) >= 1, "a tree has no outputs")
-    left, right, place = tree.children_left, tree.children_right, np.arange(count)
+    left, right, index = tree.children_left, tree.children_right, np.arange(count)
     inner = left != LEAF
     _require((right[~inner] == LEAF).all(), "a tree's leaf has a child")
     for child in (left[inner], right[inner]):
-        _require(((child > place[inner]) & (child < count)).all(), "a tree's child is outside the tree")
+        _require(((child > index[inner]) & (child < count)).all(), "a tree's child is outside the tree")
     feature = tree.feature[inner]
     _require(((feature >= 0) & (feature < tree.n_features)).all(), "a tree splits on a feature that does not exist")
     _require(not np.isnan(tree.threshold[inner]).any(), "a tree has a threshold that is not a number")
 
 
 def _require_binned_tree(tree: Any) -> None:
-    """A tree of histogram-based gradient boosting, but for its features, whose number its owner knows."""
+    """Check a tree of histogram-based gradient boosting, except its features, whose number only its owner knows."""
     nodes = tree.nodes
-    count, place = len(nodes), np.arange(len(nodes))
+    count, index = len(nodes), np.arange(len(nodes))
     inner = nodes["is_leaf"] == 0
     _require(nodes.ndim == 1 and count > 0, "a tree has no nodes")
     for child in (nodes["left"][inner], nodes["right"][inner]):
-        _require(((child > place[inner]) & (child < count)).all(), "a tree's child is outside the tree")
+        _require(((child > index[inner]) & (child < count)).all(), "a tree's child is outside the tree")
     sets = nodes["bitset_idx"][inner & (nodes["is_categorical"] != 0)]
     for bitsets in (tree.raw_left_cat_bitsets, tree.binned_left_cat_bitsets):
         _require(bitsets.ndim == 2 and bitsets.shape[1] == 8, "a tree's categories have another form")
-        _require((sets < len(bitsets)).all(), "a tree splits by categories that there are not")
+        _require((sets < len(bitsets)).all(), "a tree splits by categories that do not exist")
 
 
 def _require_neighbours(tree: Any) -> None:
-    """A k-d or ball tree: nodes and their bounds, each of a range of rows that there are."""
+    """Check a k-d or ball tree: its nodes and their bounds, each of a range of existing rows."""
     data, rows, nodes, bounds, _, levels, count, *_ = tree.__getstate__()
     _require(data.ndim == 2 and rows.shape == data.shape[:1], "a tree of neighbours has another number of rows")
-    _require(((rows >= 0) & (rows < len(data))).all(), "a tree of neighbours names a row that there is not")
+    _require(((rows >= 0) & (rows < len(data))).all(), "a tree of neighbours names a row that does not exist")
     _require(0 < count == len(nodes) == 2**levels - 1, "a tree of neighbours has another number of nodes")
     _require(bounds.ndim == 3 and bounds.shape[1:] == (count, data.shape[1]), "a tree of neighbours has other bounds")
     start, end = nodes["idx_start"], nodes["idx_end"]
     _require(
-        ((start >= 0) & (start <= end) & (end <= len(data))).all(), "a tree of neighbours has a range that there is not"
+        ((start >= 0) & (start <= end) & (end <= len(data))).all(),
+        "a tree of neighbours has a range that does not exist",
     )
     inner = np.flatnonzero(nodes["is_leaf"] == 0)
-    _require((2 * inner + 2 < count).all(), "a tree of neighbours has a child that there is not")
+    _require((2 * inner + 2 < count).all(), "a tree of neighbours has a child that does not exist")
 
 
 def _require_owner(estimator: Any) -> None:
-    """What an estimator says of the parts that compiled code reads for it."""
+    """Check that an estimator's fields fit the parts that compiled code reads for it."""
     fields = vars(estimator)
     features = fields.get("n_features_in_")
     if type(fields.get("tree_")).__name__ == "Tree":
@@ -117,7 +118,10 @@ def _require_owner(estimator: Any) -> None:
         if "n_trees_per_iteration_" in fields:
             shape = len(fields["estimators_"]), fields["n_trees_per_iteration_"]
             _require(np.shape(fields["estimators_"]) == shape, "a stage has another number of trees")
-            _require(all(m.tree_.value.shape[1:] == (1, 1) for m in members), "a stage's tree gives several numbers")
+            _require(
+                all(member.tree_.value.shape[1:] == (1, 1) for member in members),
+                "a stage's tree gives several numbers",
+            )
     for stage in fields.get("_predictors", ()):
         for tree in stage:
             splits = tree.nodes["feature_idx"][tree.nodes["is_leaf"] == 0]
@@ -127,7 +131,7 @@ def _require_owner(estimator: Any) -> None:
 
 
 def _require_support(fields: Mapping[str, Any]) -> None:
-    """Support vectors as libsvm reads them: coefficients and intercepts for each, and each in a class."""
+    """Check support vectors as libsvm reads them: each has coefficients and intercepts, and a class."""
     support, vectors, coefficients = fields["support_"], fields["support_vectors_"], fields["_dual_coef_"]
     numbers, intercepts = fields["_n_support"], fields["_intercept_"]
     _require(all(isinstance(array, np.ndarray) for array in (support, vectors, coefficients, intercepts)), "no arrays")

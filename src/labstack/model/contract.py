@@ -1,10 +1,10 @@
-"""What a version expects: JSON in, a matrix out, or everything that is wrong with it.
+"""The contract of a version: its features and outputs, and the plan that turns JSON rows into a matrix.
 
-`contract.json` is logged with the version and is all that serving knows about a model's inputs and outputs.
+Training writes `contract.json` with the version; serving knows nothing else about a model's inputs and outputs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -21,7 +21,7 @@ MAX_BYTES = 16 << 20  # of a contract's file
 MAX_FEATURES = 10_000
 MAX_NAMES = 10_000  # of a feature's categories, or of a target's classes
 MAX_EDGES = 1_000
-LARGEST = 1e30  # scikit-learn's trees compute in single precision, after scaling, and fail beyond its 3.4e38
+LARGEST = 1e30  # scikit-learn's trees compute in single precision, after scaling, and fail above its maximum, 3.4e38
 
 Matrix = npt.NDArray[np.float64]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -31,10 +31,10 @@ Category = Annotated[str, Field(max_length=10_000)]
 
 
 class Reference(BaseModel):
-    """How values were spread in training: how many rows fell into each bin, or were of each category or class.
+    """The distribution of values in training: the number of rows in each bin, or of each category or class.
 
-    Of numbers a bin reaches from one of the `edges`, which are ascending, to the next, which it includes; the first
-    and the last are open. A missing value is in no bin. `mean` and `std` are of numbers.
+    For numbers, a bin is the range from one of the ascending `edges` to the next one, which it includes; the first and
+    the last bin are open. A missing value is in no bin. `mean` and `std` are of numbers.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -52,16 +52,16 @@ class Reference(BaseModel):
         return self
 
     def require_bins(self, names: Sequence[str]) -> None:
-        """Raise ValueError unless there is a count for each of the names or, where there are none, for each bin."""
+        """Raise ValueError unless there is a count for each name or, when there are no names, for each bin."""
         bins = len(names) or len(self.edges) + 1
         if len(self.counts) != bins or (names and self.edges):
             raise ValueError(f"reference: {len(self.counts)} counts and {len(self.edges)} edges for {bins} bins")
 
 
 class Feature(BaseModel):
-    """An input: a number, with the range it had in training, both ends included, or one of its categories.
+    """An input: a number, with its range in training, both ends included, or one of its categories.
 
-    In the matrix a category is its place among `categories`, and a missing value, where one is allowed, is NaN.
+    In the matrix a category is its index in `categories`; a missing value, where it is allowed, is NaN.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -84,7 +84,7 @@ class Feature(BaseModel):
 
 
 class Sample(BaseModel):
-    """An input the version has predicted in training, and what it predicted: a label or a number."""
+    """An input that the version predicted in training, and its output: a label or a number."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -103,10 +103,10 @@ class Onnx(BaseModel):
 
 
 class Contract(BaseModel):
-    """Features in the order of the matrix's columns, classes in that of the probabilities; none for regression.
+    """Features in the order of the matrix's columns, classes in that of the probabilities; a regression has no classes.
 
-    `reference` is that of the predictions of held-out rows; of classes in their order. A version with an ONNX model is
-    served by it, any other by scikit-learn.
+    `reference` is the distribution of the predictions for held-out rows, with classes in their order. A version with an
+    ONNX model is served by it, any other by scikit-learn.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -135,70 +135,78 @@ class Contract(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> "Contract":
-        """The contract in a version's folder. Raises OSError or ValueError when there is none, or no valid one."""
+        """Read the contract in a version's folder. Raises OSError or ValueError when it is missing or not valid."""
         path = folder / FILE_NAME
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{FILE_NAME} holds more than {MAX_BYTES:,} bytes.")
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            faults = [
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors()[:3]
-            ]
-            raise ValueError(f"{FILE_NAME} is not valid: {'; '.join(faults)}.") from None
+            errors = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ") for item in error.errors()[:3]]
+            raise ValueError(f"{FILE_NAME} is not valid: {'; '.join(errors)}.") from None
 
     def write(self, folder: Path) -> Path:
-        """Write the contract into a version's folder; its path."""
+        """Write the contract into a version's folder; return the file's path."""
         path = folder / FILE_NAME
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return path
 
     def breaks_with(self, other: "Contract") -> list[str]:
-        """What of the bodies that `other` takes, or of its answers, this contract does not keep to; nothing if all."""
-        broken = []
+        """Return the differences that break callers of `other`, in the bodies they send or the answers they read.
+
+        The order is that of the features; an empty list when callers can go on.
+        """
+        differences = []
         if self.task != other.task:
-            broken.append(f"its task is {self.task}, not {other.task}")
-        mine, theirs = ({feature.name: feature for feature in one.features} for one in (self, other))
-        broken += [f"it takes no field {name!r}" for name in theirs if name not in mine]
-        broken += [f"it needs the field {name!r}" for name in mine if name not in theirs]
-        for name in mine.keys() & theirs.keys():
-            now, before = mine[name], theirs[name]
-            if bool(now.categories) != bool(before.categories):
-                broken.append(f"{name!r} is a {'category' if now.categories else 'number'}")
-            elif gone := sorted(set(before.categories) - set(now.categories)):
-                broken.append(f"{name!r} knows no {', '.join(gone)}")
-            if before.missing and not now.missing:
-                broken.append(f"{name!r} may not be missing")
+            differences.append(f"its task is {self.task}, not {other.task}")
+        features = {feature.name: feature for feature in self.features}
+        known = {feature.name: feature for feature in other.features}
+        differences += [f"it takes no field {name!r}" for name in known if name not in features]
+        differences += [f"it needs the field {name!r}" for name in features if name not in known]
+        for name, before in known.items():
+            if name in features:
+                differences += _differences(features[name], before)
         if set(self.classes) != set(other.classes):
-            broken.append(f"its classes are {', '.join(self.classes)}, not {', '.join(other.classes)}")
-        return broken
+            differences.append(f"its classes are {', '.join(self.classes)}, not {', '.join(other.classes)}")
+        return differences
 
 
-def _require_unique(what: str, names: Sequence[str]) -> None:
+def _differences(feature: Feature, before: Feature) -> Iterator[str]:
+    """Yield what values of a feature were accepted before, and are not any more."""
+    name = feature.name
+    if bool(feature.categories) != bool(before.categories):
+        yield f"{name!r} is a {'category' if feature.categories else 'number'}"
+    elif gone := sorted(set(before.categories) - set(feature.categories)):
+        yield f"{name!r} knows no {', '.join(gone)}"
+    if before.missing and not feature.missing:
+        yield f"{name!r} may not be missing"
+
+
+def _require_unique(field: str, names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
-        raise ValueError(f"{what}: each is named once")
+        raise ValueError(f"{field}: a name is given twice")
 
 
 class ContractError(Exception):
-    """The input breaks the contract: `errors` is a list of (where, what is wrong), `count` how many there were."""
+    """The input breaks the contract: `errors` are the first pairs of field and message, `count` that of all."""
 
     def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
         self.count = len(errors)
         self.errors = list(errors[:MAX_REPORTED_ERRORS])
         first = " ".join(self.errors[0])
-        super().__init__(first if self.count == 1 else f"{first}; and {self.count - 1} more faults")
+        super().__init__(first if self.count == 1 else f"{first}; and {self.count - 1} more errors")
 
 
-FieldMessages = list[tuple[str, str]]  # (where, what)
+FieldMessages = list[tuple[str, str]]  # (field, message)
 
 
 class Plan:
-    """How rows become a matrix, compiled from a contract once."""
+    """The parser that turns rows into a matrix, compiled once from a contract."""
 
     def __init__(self, contract: Contract) -> None:
         self._features = contract.features
         self._names = [feature.name for feature in contract.features]
-        self._pick = itemgetter(*self._names, self._names[0])  # of two names at least it makes a tuple
+        self._pick = itemgetter(*self._names, self._names[0])  # with two names or more it makes a tuple
         self._width = len(self._names)
         self._plain = not any(feature.categories or feature.missing for feature in contract.features)
         self._codes = [_codes(feature) for feature in contract.features]
@@ -207,25 +215,25 @@ class Plan:
         ).T.copy()
 
     def parse(self, rows: Sequence[Any], prefix: str = "") -> tuple[Matrix, FieldMessages]:
-        """The rows, JSON objects, as a matrix of shape (rows, features), and what lies beyond training's ranges.
+        """Return rows, JSON objects, as a matrix of shape (rows, features), and warnings of values out of range.
 
-        `prefix` is what stands before a row's number in the place of a fault, e.g. `instances` in `instances[2].age`;
-        without one the only row's fields stand alone. Raises ContractError that names every fault.
+        `prefix` comes before a row's number in the name of a field, e.g. `instances` in `instances[2].age`; without a
+        prefix, for a single row, fields are named alone. Raises ContractError with every error.
         """
         matrix = self._quickly(rows)
         if matrix is not None:
-            inside = (matrix >= self._minima) & (matrix <= self._maxima)
-            if inside.all():
+            in_range = (matrix >= self._minima) & (matrix <= self._maxima)
+            if in_range.all():
                 return matrix, []
-            if self._plain and not (matrix.min() >= -LARGEST and matrix.max() <= LARGEST):  # false where one is none
+            if self._plain and not (matrix.min() >= -LARGEST and matrix.max() <= LARGEST):  # false for NaN
                 matrix = None
-        if matrix is None:  # something may be wrong: find out what, row by row
+        if matrix is None:  # something may be wrong: find the errors row by row
             matrix = self._row_by_row(rows, prefix)
-            inside = (matrix >= self._minima) & (matrix <= self._maxima)
-        return matrix, self._outside(matrix, inside, prefix)
+            in_range = (matrix >= self._minima) & (matrix <= self._maxima)
+        return matrix, self._out_of_range(matrix, in_range, prefix)
 
     def inputs(self, matrix: Matrix) -> list[dict[str, Any]]:
-        """The rows that a matrix was made from, for the log."""
+        """Return the rows that a matrix was made from, for the log."""
         rows = [dict(zip(self._names, row, strict=True)) for row in matrix.tolist()]
         for feature in self._features if not self._plain else ():
             for row in rows:
@@ -235,7 +243,7 @@ class Plan:
         return rows
 
     def _quickly(self, rows: Sequence[Any]) -> Matrix | None:
-        """The matrix of rows that may yet hold numbers too large, or none; None where there may be another fault."""
+        """Return the matrix of valid rows, or None. Its numbers may still be too large, or NaN."""
         try:
             picked = list(map(self._pick, rows))
             if not ({dict}.issuperset(map(type, rows)) and {self._width}.issuperset(map(len, rows))):
@@ -257,44 +265,44 @@ class Plan:
         matrix = np.empty((len(rows), self._width))
         errors: FieldMessages = []
         for number, row in enumerate(rows):
-            place = f"{prefix}[{number}]" if prefix else ""
+            path = f"{prefix}[{number}]" if prefix else ""
             if not isinstance(row, dict):
                 fields = ", ".join(self._names)
-                errors.append((place or "body", f"is {_kind(row)}; an object with the fields {fields} is needed"))
+                errors.append((path or "body", f"is {_kind(row)}; an object with the fields {fields} is needed"))
                 continue
-            dot = "." if place else ""
+            start = f"{path}." if path else ""
             for column, (feature, codes) in enumerate(zip(self._features, self._codes, strict=True)):
                 value = row.get(feature.name, _MISSING)
-                fault = _fault(value, feature)
-                if fault is None:
+                error = _value_error(value, feature)
+                if error is None:
                     matrix[number, column] = codes[value] if codes and isinstance(value, str | None) else value
                 else:
-                    errors.append((f"{place}{dot}{feature.name}", fault))
+                    errors.append((f"{start}{feature.name}", error))
             if not known.issuperset(row):
-                errors += [(f"{place}{dot}{name}", "is not a field of this model") for name in row if name not in known]
+                errors += [(f"{start}{name}", "is not a field of this model") for name in row if name not in known]
         if errors:
             raise ContractError(errors)
         return matrix
 
-    def _outside(self, matrix: Matrix, inside: npt.NDArray[np.bool_], prefix: str) -> FieldMessages:
+    def _out_of_range(self, matrix: Matrix, in_range: npt.NDArray[np.bool_], prefix: str) -> FieldMessages:
         warnings = []
-        for number, column in np.argwhere(~inside & ~np.isnan(matrix))[:MAX_REPORTED_ERRORS].tolist():
+        for number, column in np.argwhere(~in_range & ~np.isnan(matrix))[:MAX_REPORTED_ERRORS].tolist():
             feature = self._features[column]
-            place = f"{prefix}[{number}]." if prefix else ""
+            start = f"{prefix}[{number}]." if prefix else ""
             value = matrix[number, column]
-            seen = f"outside {feature.minimum:g} to {feature.maximum:g}, the range of training"
-            warnings.append((f"{place}{feature.name}", f"is {value:g}, {seen}"))
+            limits = f"{feature.minimum:g} to {feature.maximum:g}"
+            warnings.append((f"{start}{feature.name}", f"is {value:g}, out of the range of training, {limits}"))
         return warnings
 
 
 def _codes(feature: Feature) -> dict[str | None, float]:
-    """What stands in the matrix for values that are no numbers."""
+    """Return the numbers in the matrix that stand for categories and for a missing value."""
     codes: dict[str | None, float] = {name: float(code) for code, name in enumerate(feature.categories)}
     return codes | ({None: math.nan} if feature.missing else {})
 
 
 def _column(feature: Feature, codes: dict[str | None, float], cells: tuple[Any, ...]) -> Sequence[float] | Matrix:
-    """A column's cells as numbers. Raises KeyError, TypeError, ValueError or OverflowError when one is at fault."""
+    """Return a column's cells as numbers. Raises KeyError, TypeError, ValueError or OverflowError for a wrong one."""
     if feature.categories:
         return [codes[cell] for cell in cells]
     if not {float, int, *map(type, codes)}.issuperset(map(type, cells)):
@@ -308,16 +316,16 @@ def _column(feature: Feature, codes: dict[str | None, float], cells: tuple[Any, 
 _MISSING = object()
 
 
-def _fault(value: object, feature: Feature) -> str | None:
-    """What keeps a JSON value from being one of a feature, or None."""
+def _value_error(value: object, feature: Feature) -> str | None:
+    """Return the reason why a JSON value is not one of a feature, or None."""
     if value is None and feature.missing:
         return None
     if value is _MISSING:
         return "is missing"
     if feature.categories:
         if isinstance(value, str):
-            return None if value in feature.categories else f"is none of {_shown(feature.categories)}"
-        return f"is {_kind(value)}; one of {_shown(feature.categories)} is needed"
+            return None if value in feature.categories else f"is none of {_first_names(feature.categories)}"
+        return f"is {_kind(value)}; one of {_first_names(feature.categories)} is needed"
     if type(value) is float and not math.isfinite(value):
         return f"is {value}; a finite number is needed"
     if type(value) is float or type(value) is int:
@@ -325,8 +333,8 @@ def _fault(value: object, feature: Feature) -> str | None:
     return f"is {_kind(value)}; a number is needed"
 
 
-def _shown(names: Sequence[str]) -> str:
-    """As many names as people read."""
+def _first_names(names: Sequence[str]) -> str:
+    """Return the first ten names as text, and the number of the others."""
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 

@@ -1,7 +1,7 @@
-"""A loaded version that turns a matrix into predictions, and predictions into the results that answers hold.
+"""Predictors: a loaded version turns a matrix into predictions, and predictions into the JSON results of an answer.
 
 `python -m labstack.model.predictor FOLDER MEMORY_BYTES SECONDS PREDICTION_SECONDS` loads a version within limits, tries
-it, and ends; `registry/trial.py` says why.
+it, and ends; `registry/trial.py` runs it.
 """
 
 import hashlib
@@ -24,37 +24,37 @@ import orjson
 from labstack.model import skops_file
 from labstack.model.contract import ONNX_FILE_NAME, Contract, Matrix, Plan
 
-if TYPE_CHECKING:  # a trial starts sooner without what reads them
+if TYPE_CHECKING:  # a trial starts sooner without pydantic-settings
     from labstack.settings import Settings
 
 WATCH_SECONDS = 0.1  # how often the watch looks for predictions that take too long
-FAILED = 3  # the exit code of a trial that says what is wrong
-QUICK_SECONDS = 0.1  # of one prediction; a version that took longer is not quick for a while
-SLOW_SECONDS = 60.0  # that while
-TRIED_ROWS = (1, 2, 7)  # in one call each, as a model may take one number of rows alone
+FAILED = 3  # the exit code of a trial that printed what is wrong
+QUICK_SECONDS = 0.1  # of one prediction; after a slower one, a version is not quick for SLOW_SECONDS
+SLOW_SECONDS = 60.0
+TRIED_ROWS = (1, 2, 7)  # in one call each: a model may accept only one number of rows
 
 
 class PredictorError(Exception):
-    """A version cannot be loaded, does not predict what it did in training, or breaks its contract."""
+    """A version cannot be loaded, predicts otherwise than in training, or breaks its contract."""
 
 
 class Limits(NamedTuple):
-    """What a predictor may take: seconds of each prediction by ONNX, and bytes of memory for its file, unpacked."""
+    """The limits of a predictor: seconds for each prediction by ONNX, and bytes of its unpacked file."""
 
     seconds: float
     memory_bytes: int
 
     @classmethod
     def of(cls, settings: "Settings") -> Self:
-        """The limits that the settings name."""
+        """Return the limits in the settings."""
         return cls(settings.prediction_seconds, settings.model_memory_bytes)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One output a row: a label for classification, else a number.
+    """One output for each row: a label for classification, else a number.
 
-    `probabilities`, of shape (rows, classes) in the order of the contract's classes, where the estimator gives them.
+    `probabilities` has shape (rows, classes), in the order of the contract's classes; None without them.
     """
 
     outputs: list[str] | list[float]
@@ -62,7 +62,7 @@ class Predictions:
 
 
 class Results:
-    """Turns predictions into JSON: a class with its confidence and all probabilities, or a value, for each row."""
+    """The writer of predictions as JSON: for each row a class with its confidence and all probabilities, or a value."""
 
     def __init__(self, contract: Contract) -> None:
         self._classes = len(contract.classes)
@@ -74,7 +74,7 @@ class Results:
         self._texts = (b'{"class":', b',"confidence":', *probabilities)
 
     def __call__(self, predictions: Predictions) -> list[bytes]:
-        """The result of each row. Column by column: a dictionary for each row takes longer than to predict many."""
+        """Return the JSON of each row. Built by columns: dictionaries for rows would take longer than predicting."""
         probabilities = predictions.probabilities
         texts = self._texts
         if not self._classes:
@@ -93,24 +93,24 @@ class Results:
 
 
 def _cells(numbers: Any) -> list[bytes]:
-    """Each number as JSON; null where one is not finite."""
+    """Return each number as JSON; null when it is not finite."""
     return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
 
 
 class Watch:
-    """The thread of a process that ends predictions whose time is over.
+    """The thread of a process that ends predictions after their timeout.
 
-    `running` is written by the threads that predict, each its own entry, and read by the watch. Single steps of a
+    The threads that predict write `running`, each its own entry, and the watch reads it. Single operations of a
     dictionary need no lock.
     """
 
     def __init__(self) -> None:
-        self.running: dict[onnxruntime.RunOptions, float] = {}  # when each is to be ended, in seconds of time.monotonic
+        self.running: dict[onnxruntime.RunOptions, float] = {}  # the end of each prediction's time, by time.monotonic
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to watch; called in each process that predicts, after it was forked."""
+        """Start the thread unless it runs; called in each process that predicts, after the fork."""
         with self._start:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -129,7 +129,7 @@ watch = Watch()
 
 
 class SklearnPredictor:
-    """A scikit-learn pipeline without its first step, which makes of a frame the matrix that the contract makes."""
+    """A scikit-learn pipeline without its first step, which turns a frame into the matrix that the contract makes."""
 
     runtime = "sklearn"
     is_quick = False
@@ -141,11 +141,11 @@ class SklearnPredictor:
         known = tuple(map(str, getattr(self._estimator, "classes_", ())))
         if known != self._classes:
             raise PredictorError(
-                f"The estimator's classes are {_named(known)}, and those of its contract {_named(self._classes)}."
+                f"The estimator's classes are {_names(known)}, and those of its contract {_names(self._classes)}."
             )
 
     def predict(self, matrix: Matrix) -> Predictions:
-        """Predictions for a matrix of shape (rows, features). Raises PredictorError for outputs of another shape."""
+        """Predict a matrix of shape (rows, features). Raises PredictorError for outputs of another shape."""
         outputs = self._estimator.predict(matrix)
         probabilities = self._estimator.predict_proba(matrix) if self._gives_probabilities else None
         _require_shape(outputs, (len(matrix),))
@@ -159,21 +159,21 @@ class SklearnPredictor:
 class OnnxPredictor:
     """An ONNX model, whose last output is the probabilities, of shape (rows, classes), or the values, (rows, 1).
 
-    Each prediction is ended after so many `seconds`.
+    Each prediction has a timeout of so many `seconds`.
     """
 
     runtime = "onnx"
 
     def __init__(self, model: bytes, contract: Contract, seconds: float) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # the workers are what runs side by side
-        options.log_severity_level = 4  # what is wrong is raised
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # parallelism comes from the workers
+        options.log_severity_level = 4  # errors are raised
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        [given] = session.get_inputs()
+        [entry] = session.get_inputs()
         self._run = session.run
-        self._input = given.name
+        self._input = entry.name
         self._outputs = [session.get_outputs()[-1].name]
-        self._dtype = np.float64 if given.type == "tensor(double)" else np.float32
+        self._dtype = np.float64 if entry.type == "tensor(double)" else np.float32
         self._classes = contract.classes
         self._width = len(contract.classes) or 1
         self._seconds = seconds
@@ -182,15 +182,15 @@ class OnnxPredictor:
 
     @property
     def is_quick(self) -> bool:
-        """Whether no prediction took long lately."""
+        """True when no recent prediction was slow."""
         return time.monotonic() >= self._slow_until
 
     def predict(self, matrix: Matrix) -> Predictions:
-        """Predictions for a matrix of shape (rows, features).
+        """Predict a matrix of shape (rows, features).
 
-        Raises PredictorError when they take too long, or for outputs of another shape than the contract's.
+        Raises PredictorError after the timeout, or for outputs of another shape than the contract's.
         """
-        options = onnxruntime.RunOptions()  # anew each time: a reused one could be ended late, in its next run
+        options = onnxruntime.RunOptions()  # one for each run: a reused one could be ended late, in its next run
         began = time.monotonic()
         watch.running[options] = began + self._seconds
         try:
@@ -215,7 +215,7 @@ Predictor = OnnxPredictor | SklearnPredictor
 
 
 def load(folder: Path, contract: Contract, limits: Limits) -> Predictor:
-    """The predictor of the version in `folder`, tried as requests will use it: on the contract's sample.
+    """Load the version in `folder`, and try it as requests will use it, on the contract's sample.
 
     Raises PredictorError.
     """
@@ -228,14 +228,14 @@ def load(folder: Path, contract: Contract, limits: Limits) -> Predictor:
             result = orjson.loads(Results(contract)(predictions)[-1])
             _require_result(result, contract)
             output = result["class" if contract.classes else "value"]
-            same = output == expected if contract.classes else bool(np.isclose(output, expected, rtol=1e-4))
-            if not same:
+            is_same = output == expected if contract.classes else bool(np.isclose(output, expected, rtol=1e-4))
+            if not is_same:
                 raise PredictorError(
                     f"It predicts {output!r} for its own sample, and predicted {expected!r} in training."
                 )
     except (PredictorError, MemoryError):
         raise
-    except Exception as error:  # a damaged version may fail in any way, and must never stop its loader
+    except Exception as error:  # a damaged version may fail in any way, and must not stop its loader
         raise PredictorError(f"{type(error).__name__}: {error}") from error
     return predictor
 
@@ -251,26 +251,26 @@ def _load(folder: Path, contract: Contract, limits: Limits) -> Predictor:
 
 def _require_shape(output: Any, expected: tuple[int, ...]) -> None:
     if output.shape != expected:
-        raise PredictorError(f"Its output is of shape {output.shape}, and {expected} is needed.")
+        raise PredictorError(f"Its output has shape {output.shape}, and {expected} is needed.")
 
 
 def _require_result(result: dict[str, Any], contract: Contract) -> None:
-    """Raise PredictorError when the result of a row is not what the contract promises."""
+    """Raise PredictorError when the result of a row breaks the contract."""
     numbers = np.array(list(result.get("probabilities", {}).values()) if contract.classes else [result["value"]], float)
     if not np.isfinite(numbers).all():
         raise PredictorError("It predicts numbers that are not finite for its own sample.")
     if contract.classes and len(numbers) and not (numbers.min() >= -1e-6 and abs(numbers.sum() - 1) < 1e-3):
-        raise PredictorError(f"Its outputs for its own sample are no probabilities: {numbers[:10].tolist()}.")
+        raise PredictorError(f"Its outputs for its own sample are not probabilities: {numbers[:10].tolist()}.")
 
 
-def _named(names: tuple[str, ...]) -> str:
+def _names(names: tuple[str, ...]) -> str:
     return ", ".join(names[:10]) or "none"
 
 
 def main() -> None:
     folder, memory = Path(sys.argv[1]), int(sys.argv[2])
     load_seconds, seconds = map(float, sys.argv[3:])
-    signal.alarm(math.ceil(load_seconds) + 1)  # should the process that started this one be gone by then
+    signal.alarm(math.ceil(load_seconds) + 1)  # in case the process that started this one is gone by then
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     try:
@@ -282,7 +282,7 @@ def main() -> None:
     else:
         return
     print(text[:2_000], flush=True)  # noqa: T201
-    os._exit(FAILED)  # at once: what a forged file made need not be taken down
+    os._exit(FAILED)  # at once, without finalizers of the objects that a forged file made
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The estimator in a version's folder: skops, which builds only named types and runs no code as pickle does."""
+"""The estimator in a version's folder, a skops file, which builds only trusted types; a pickle can run any code."""
 
 import zipfile
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from labstack.errors import LabError
 from labstack.model import compiled_parts
 
-# What scikit-learn's estimators consist of beyond the types that skops knows: classes that compute. A rule such as
-# "all of sklearn" would let in functions that run programs.
+# The parts of scikit-learn's estimators that skops does not know: classes that compute. A rule such as "all of sklearn"
+# would let in functions that run programs.
 TRUSTED_TYPES = frozenset(
     {
         "numpy.dtype",  # of the columns that an encoder makes
@@ -28,15 +28,15 @@ FILE_NAME = "model.skops"  # as MLflow's scikit-learn flavour names it
 
 
 class ModelFileError(LabError):
-    """The file is damaged, or holds a type that is not trusted, which could do anything when it is loaded."""
+    """The file is damaged, or holds a type that is not trusted, whose loading could run any code."""
 
 
 def trusted_types(path: Path) -> list[str]:
-    """The types in the file that skops does not know by itself and that we trust, sorted.
+    """Return the types in the file that skops does not know and that we trust, sorted.
 
-    Raises ModelFileError, naming every other type in it.
+    Raises ModelFileError, which names every other type in the file.
     """
-    import skops.io  # seconds and much memory, which a version with an ONNX model does without
+    import skops.io  # it takes seconds and much memory; a version with an ONNX model does not need it
 
     unknown = sorted(skops.io.get_untrusted_types(file=path))
     foreign = [name for name in unknown if name not in TRUSTED_TYPES]
@@ -46,7 +46,7 @@ def trusted_types(path: Path) -> list[str]:
 
 
 def load(folder: Path, max_bytes: int) -> Any:
-    """The estimator in a version's folder, whose file holds so many bytes at most when it is unpacked.
+    """Load the estimator in a version's folder, if its file unpacks to at most so many bytes.
 
     Raises ModelFileError.
     """
@@ -56,7 +56,7 @@ def load(folder: Path, max_bytes: int) -> Any:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > max_bytes:
             raise ModelFileError(f"{path.name} unpacks to {unpacked:,} bytes, and at most {max_bytes:,} are loaded.")
-        import skops.io  # only now, as it takes much memory
+        import skops.io  # here, as it takes much memory
 
         estimator = skops.io.load(path, trusted=trusted_types(path))
         compiled_parts.require_sound(estimator)

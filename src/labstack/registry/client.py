@@ -1,9 +1,8 @@
-"""The few calls that the lab makes of MLflow's REST API, without the seconds and the memory of importing mlflow.
+"""The few calls of MLflow's REST API that the lab needs, without the seconds and the memory of importing mlflow.
 
 https://mlflow.org/docs/latest/api_reference/rest-api.html. Training, which logs runs and models, uses mlflow itself.
 
-Every answer has a deadline as a whole and a limit of size, and what is not a well-formed answer of MLflow counts as no
-answer.
+Every answer has one deadline and a size limit. An answer that is not well-formed is an error.
 """
 
 import json
@@ -30,39 +29,39 @@ CHUNK_BYTES = 1 << 16
 ANSWER_BYTES = 16 << 20  # of one answer, a page of a thousand models or versions
 PAGES = 1_000  # of one list
 REDIRECTS = 5
-AGAIN_STATUSES = (429, 502, 503, 504)  # of a server that may answer a moment later
-PAUSE_SECONDS = 0.5  # before a call is made a third time; the second follows at once, later ones after longer
+RETRY_STATUSES = (429, 502, 503, 504)  # of a server that may answer a moment later
+PAUSE_SECONDS = 0.5  # before the second retry; the first follows at once, later ones after longer pauses
 STRICT = ConfigDict(strict=True)  # an answer with values of other types is not from MLflow
 
 
 class RegistryError(LabError):
-    """A call or a move is refused, or the registry's answer cannot be used; the text is for people."""
+    """A call or a move is rejected, or the registry's answer cannot be used."""
 
 
 class RegistryFailedError(RegistryError):
-    """The registry failed to answer, whatever it was asked."""
+    """The registry failed to answer, for a reason that is not in the call."""
 
 
 class RegistryUnreachableError(RegistryFailedError):
-    """The registry does not answer at a URL, which is shown, so without credentials."""
+    """The registry does not answer at a URL, which is shown to people, so it must be without credentials."""
 
     def __init__(self, url: str) -> None:
         super().__init__(f"The MLflow server at {url} cannot be reached.")
 
 
 class NotThereError(RegistryError):
-    """The registry has no such thing, or has it no more."""
+    """The registry does not have what was asked for, or no longer."""
 
 
 class TooLargeError(RegistryError):
-    """A file of a version is larger than the caller takes."""
+    """A file of a version is larger than the limit."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Version:
     """A version's record. `source` says where its files are and, unlike its number, is never used twice.
 
-    `created` is a moment of UTC in the form of ISO 8601.
+    `created` is a UTC time in ISO 8601.
     """
 
     model: str
@@ -84,7 +83,7 @@ class Model:
 
 @dataclass(frozen=True, config=STRICT)
 class Run:
-    """A run's parameters and last metrics, and the experiment that it is in."""
+    """A run's parameters and last metrics, and the id of its experiment."""
 
     params: Mapping[str, str]
     metrics: Mapping[str, float]
@@ -92,9 +91,9 @@ class Run:
 
 
 class MlflowRest:
-    """A client that gives up soon: each call has `timeout_seconds` an attempt, whatever trickles in.
+    """A client with a short timeout: each attempt of a call may take `timeout_seconds` in all, slow bytes included.
 
-    Every call raises RegistryError or one of its subclasses; threads may share it.
+    Every call raises RegistryError or a subclass. Threads may share the client.
     """
 
     def __init__(self, url: str, timeout_seconds: float = 10, retries: int = 2) -> None:
@@ -147,7 +146,7 @@ class MlflowRest:
 
     def versions(self, model: str) -> list[Version]:
         """All of a model's versions, newest first; none when there is no such model."""
-        mark = '"' if "'" in model else "'"  # MLflow undoes no doubling
+        mark = '"' if "'" in model else "'"  # MLflow does not unescape doubled quotes
         with self._understood():
             pages = self._pages("model_versions", "model-versions/search", filter=f"name={mark}{model}{mark}")
             return sorted(map(_version, pages), key=lambda version: -version.number)
@@ -156,7 +155,7 @@ class MlflowRest:
         self._call("POST", "model-versions/set-tag", name=model, version=str(number), key=tag, value=value)
 
     def run(self, run_id: str) -> Run:
-        """A run. Raises NotThereError when there is none."""
+        """One run. Raises NotThereError when there is none."""
         with self._understood():
             run = self._call("GET", "runs/get", run_id=run_id)["run"]
             return Run(
@@ -166,14 +165,14 @@ class MlflowRest:
             )
 
     def run_of(self, version: Version) -> Run:
-        """The run that a version is from; an empty one when it is from none, or from one that was deleted."""
+        """The run that made a version; an empty one when there is none, or it was deleted."""
         try:
             return self.run(version.run_id) if version.run_id else Run({}, {})
         except NotThereError:
             return Run({}, {})
 
     def download(self, model: str, number: int, name: str, folder: Path, max_bytes: int, seconds: float) -> int:
-        """Put one of a version's files into a folder, within so many seconds; its size in bytes.
+        """Put one of a version's files into a folder, within so many seconds; return its size in bytes.
 
         Raises NotThereError when the version has no such file, and TooLargeError.
         """
@@ -208,7 +207,7 @@ class MlflowRest:
             raise RegistryUnreachableError(self.shown_url) from error
 
     def _pages(self, items: str, path: str, **fields: Any) -> Iterator[Any]:
-        """What a search finds, page after page."""
+        """Yield the items of a search, page after page."""
         token = ""
         for _ in range(PAGES):
             page = self._call("GET", path, max_results=1000, page_token=token, **fields)
@@ -224,34 +223,34 @@ class MlflowRest:
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
-                status, text = self._ask(method, url, sent)
+                status, body = self._attempt(method, url, sent)
             except (requests.RequestException, TimeoutError) as error:
                 if last or seconds_left() <= 0:
                     raise RegistryUnreachableError(self.shown_url) from error
             else:
                 if 200 <= status < 300:
-                    return self._json(text)
-                if last or status not in AGAIN_STATUSES:
-                    self._refuse(status, text)
+                    return self._json(body)
+                if last or status not in RETRY_STATUSES:
+                    self._refuse(status, body)
             time.sleep(max(min(PAUSE_SECONDS * (2**attempt - 1), seconds_left()), 0))
         raise AssertionError("the last attempt returns or raises")
 
-    def _ask(self, method: str, url: str, sent: Mapping[str, Any]) -> tuple[int, bytes]:
-        """Make a call once: its status and body. Raises RequestException or TimeoutError."""
+    def _attempt(self, method: str, url: str, sent: Mapping[str, Any]) -> tuple[int, bytes]:
+        """Make one attempt of a call; return the status and body. Raises RequestException or TimeoutError."""
         if seconds_left() <= 0:
             raise TimeoutError
         with (
             within(self._timeout),
             self._session.request(method, url, stream=True, timeout=seconds_left(), **sent) as answer,
         ):
-            text = _read(answer, ANSWER_BYTES)
-            if text is None:
+            body = _read(answer, ANSWER_BYTES)
+            if body is None:
                 raise self._not_mlflow()
-            return answer.status_code, text
+            return answer.status_code, body
 
-    def _json(self, text: bytes) -> dict[str, Any]:
+    def _json(self, body: bytes) -> dict[str, Any]:
         try:
-            value = json.loads(text)
+            value = json.loads(body)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -260,7 +259,7 @@ class MlflowRest:
 
     @contextmanager
     def _understood(self) -> Iterator[None]:
-        """Turn what is missing from an answer, or of another type, into RegistryFailedError."""
+        """Raise RegistryFailedError where a field of an answer is missing, or of another type."""
         try:
             yield
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
@@ -269,14 +268,14 @@ class MlflowRest:
     def _not_mlflow(self) -> RegistryFailedError:
         return RegistryFailedError(f"What answers at {self.shown_url} is not MLflow.")
 
-    def _refuse(self, status: int, text: bytes | None) -> None:
-        """Raise what an answer without success means."""
+    def _refuse(self, status: int, body: bytes | None) -> None:
+        """Raise the error that an answer without success means."""
         try:
-            fault = json.loads(text or b"")
-            code, message = fault["error_code"], str(fault["message"])
+            fields = json.loads(body or b"")
+            code, message = fields["error_code"], str(fields["message"])
         except (ValueError, KeyError, TypeError, RecursionError):
             code, message = "", f"The MLflow server at {self.shown_url} refuses, with status {status}."
-        if code == "RESOURCE_DOES_NOT_EXIST":  # a 404 by itself may come from whatever else answers there
+        if code == "RESOURCE_DOES_NOT_EXIST":  # a 404 alone may come from another server at this URL
             raise NotThereError(message)
         raise (RegistryFailedError if status >= 500 else RegistryError)(message)
 
@@ -295,29 +294,29 @@ def _text(value: object) -> str:
 
 
 def _read(answer: requests.Response, max_bytes: int) -> bytes | None:
-    """An answer's body; None when it is larger."""
-    text = bytearray()
+    """Return an answer's body; None when it is larger than the limit."""
+    body = bytearray()
     for chunk in answer.iter_content(CHUNK_BYTES):
-        text += chunk
-        if len(text) > max_bytes:
+        body += chunk
+        if len(body) > max_bytes:
             return None
-    return bytes(text)
+    return bytes(body)
 
 
-def _version(found: Mapping[str, Any]) -> Version:
+def _version(fields: Mapping[str, Any]) -> Version:
     return Version(
-        found["name"],
-        int(found["version"]),
-        found["status"],
-        found["source"],
-        found.get("run_id") or None,
-        {tag["key"]: tag.get("value", "") for tag in found.get("tags", ())},
-        datetime.fromtimestamp(int(found["creation_timestamp"]) // 1000, UTC).isoformat(),
+        fields["name"],
+        int(fields["version"]),
+        fields["status"],
+        fields["source"],
+        fields.get("run_id") or None,
+        {tag["key"]: tag.get("value", "") for tag in fields.get("tags", ())},
+        datetime.fromtimestamp(int(fields["creation_timestamp"]) // 1000, UTC).isoformat(),
     )
 
 
-def _model(found: Mapping[str, Any]) -> Model:
+def _model(fields: Mapping[str, Any]) -> Model:
     return Model(
-        {alias["alias"]: int(alias["version"]) for alias in found.get("aliases", ())},
-        {tag["key"]: tag.get("value", "") for tag in found.get("tags", ())},
+        {alias["alias"]: int(alias["version"]) for alias in fields.get("aliases", ())},
+        {tag["key"]: tag.get("value", "") for tag in fields.get("tags", ())},
     )

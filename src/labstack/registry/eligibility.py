@@ -1,4 +1,4 @@
-"""Which versions may take a role: the gates that judged them, whether they can be served, and whom they would break."""
+"""Checks of a version before it takes a role: that it passed its gates, can be served, and breaks no callers."""
 
 import tempfile
 from pathlib import Path
@@ -30,11 +30,11 @@ def require_passed(client: MlflowRest, model: str, number: int) -> None:
     if tags.get(GATES_TAG) == PASSED:
         return
     failed = [
-        f"{name.removeprefix(GATE_TAG)} {said}"
-        for name, said in sorted(tags.items())
-        if name.startswith(GATE_TAG) and said.startswith(FAILED)
+        f"{name.removeprefix(GATE_TAG)} {verdict}"
+        for name, verdict in sorted(tags.items())
+        if name.startswith(GATE_TAG) and verdict.startswith(FAILED)
     ]
-    reason = "; ".join(failed) or "it was never judged by them"
+    reason = "; ".join(failed) or "they never judged it"
     raise NotEligibleError(f"Version {number} of {model!r} has not passed its gates: {reason}. --force promotes it.")
 
 
@@ -44,9 +44,9 @@ def note_refusal(engine: Engine, model: str, number: int, reason: str) -> None:
 
 
 def require_promotable(client: MlflowRest, model: str, number: int, settings: Settings, *, force: bool) -> None:
-    """Raise TrialError when a version cannot be served.
+    """Raise TrialError when a version cannot be served, and NotEligibleError when it breaks callers of production.
 
-    Unless it is forced, or its gates allowed that, raise NotEligibleError when callers of production could not go on.
+    With `force`, or where its gates allowed it, a version may break callers.
     """
     contract = require_servable(client, model, number, settings)
     if not force and SCHEMA_CHANGE_TAG not in client.version(model, number).tags:
@@ -59,13 +59,14 @@ def require_canary(client: MlflowRest, model: str, number: int, settings: Settin
 
 
 def require_servable(client: MlflowRest, model: str, number: int, settings: Settings) -> Contract:
-    """The contract of a version that was fetched, loaded and tried. Raises TrialError when it cannot be served."""
+    """Fetch and try a version, and return its contract. Raises TrialError when it cannot be served."""
     return trial.require_servable(client, client.version(model, number), settings)
 
 
 def _require_compatible(
     client: MlflowRest, model: str, number: int, contract: Contract, settings: Settings, role: str
 ) -> None:
+    """Raise NotEligibleError when a contract breaks callers of production, if production's contract can be read."""
     production = living_production(client, model)
     if production is None:
         return
@@ -74,7 +75,7 @@ def _require_compatible(
             known = trial.fetch_contract(client, production, Path(folder), settings)
         except RegistryUnreachableError:
             raise
-        except (RegistryError, OSError, ValueError) as error:  # what cannot be read serves no caller
+        except (RegistryError, OSError, ValueError) as error:  # no caller depends on a contract that cannot be read
             log.warning("production not compared", model=model, version=production.number, error=str(error))
             return
     if broken := contract.breaks_with(known):

@@ -1,4 +1,4 @@
-"""The manifest: what is in production and how to serve it, for whoever deploys it. The same lab makes the same text."""
+"""The manifest: the versions in production and how to serve them, for deployments. The same lab gives the same text."""
 
 import json
 import tempfile
@@ -24,19 +24,19 @@ API_ADMIN_TOKEN=
 """
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Readiness(Part):
-    """Whether the default model can be served; `reason` says what is missing, and what to do."""
+class Readiness(Section):
+    """The status of the default model; `reason` says what is missing, and what to do."""
 
     status: Literal["ready", "no_production_model", "promotion_not_approved", "mlflow_unavailable"]
     reason: str
 
 
-class Coordinates(Part):
-    """A production version: where it is from, how good it was on held-out rows, and what its gates said."""
+class Coordinates(Section):
+    """A production version: its origin, its metrics on held-out rows, and the verdicts of its gates."""
 
     name: str
     version: int
@@ -47,8 +47,8 @@ class Coordinates(Part):
     gates: dict[str, str]
 
 
-class Service(Part):
-    """A container: its name on the network of the lab, its URL for the machine, and what is asked of it."""
+class Service(Section):
+    """A container: its name on the lab's network, its URL on this machine, and its endpoints."""
 
     container: str
     url: str
@@ -56,7 +56,7 @@ class Service(Part):
     endpoints: dict[str, str]
 
 
-class Manifest(Part):
+class Manifest(Section):
     schema_version: Literal[1] = 1
     readiness: Readiness
     default_model: str
@@ -67,11 +67,11 @@ class Manifest(Part):
 
 
 def make(client: MlflowRest, settings: Settings) -> Manifest:
-    """The manifest of the lab as its registry has it now."""
+    """Return the manifest of the lab as its registry is now."""
     default = settings.default_model_name
     try:
         roles = read_all_roles(client)
-        records = [living(client, name, held.production) for name, held in sorted(roles.items())]
+        records = [living(client, name, model_roles.production) for name, model_roles in sorted(roles.items())]
         models = tuple(_coordinates(client, record) for record in records if record is not None)
         readiness = _readiness(client, default, models)
     except RegistryFailedError as error:
@@ -87,25 +87,25 @@ def make(client: MlflowRest, settings: Settings) -> Manifest:
 
 
 def write(manifest: Manifest, folder: Path) -> Path:
-    """Write a manifest into a folder, whole or not at all; its path."""
+    """Write a manifest into a folder, whole or not at all, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    descriptor, part = tempfile.mkstemp(dir=folder, prefix=".manifest-")  # two trainings may write at once
+    descriptor, new = tempfile.mkstemp(dir=folder, prefix=".manifest-")  # two trainings may write at once
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text(manifest))
-    Path(part).chmod(0o664)
-    return Path(part).replace(path)
+    Path(new).chmod(0o664)
+    return Path(new).replace(path)
 
 
 def text(manifest: Manifest) -> str:
-    """A manifest as JSON, its keys in order."""
+    """Return a manifest as JSON, with sorted keys."""
     return json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _readiness(client: MlflowRest, model: str, models: tuple[Coordinates, ...]) -> Readiness:
-    for one in models:
-        if one.name == model:
-            return Readiness(status="ready", reason=f"version {one.version} of {model!r} is production")
+    for coordinates in models:
+        if coordinates.name == model:
+            return Readiness(status="ready", reason=f"version {coordinates.version} of {model!r} is production")
     versions = client.versions(model)
     if not versions:
         reason = f"no version of {model!r} was ever registered; train one: labstack train"
@@ -126,7 +126,7 @@ def _coordinates(client: MlflowRest, record: Version) -> Coordinates:
         source=record.source,
         run_id=record.run_id,
         metrics=dict(client.run_of(record).metrics),
-        gates={name.removeprefix(GATE_TAG): said for name, said in record.tags.items() if name.startswith(GATE_TAG)},
+        gates={tag.removeprefix(GATE_TAG): verdict for tag, verdict in record.tags.items() if tag.startswith(GATE_TAG)},
     )
 
 

@@ -1,10 +1,9 @@
-"""Moves of roles: the only functions that write them.
+"""Moves of roles: the only functions that write them, for training, the operators' commands and the API.
 
-Training, the operators' commands and the API move roles through these functions. One move at a time holds a lock of
-its own from its first read of the aliases to its audit rows, so that two never interleave; other writers of our
-database do not wait for it. The rows are written when the aliases have moved; a move that fails, also because the rows
-cannot be written, puts the aliases back. A move that the audit missed, made by a person in the MLflow page or killed
-before its rows were written, is noted with the next move, so that each role's rows form a chain.
+One move at a time holds a lock, from its first read of the aliases to its audit rows, so that two never interleave;
+other writers of our database do not wait for it. The rows are written after the aliases; a move that fails, also
+because the rows cannot be written, puts the aliases back. A move that the audit missed, made by a person in MLflow's
+page or killed before its rows were written, is noted with the next move, so that each role's rows form a chain.
 """
 
 import getpass
@@ -19,14 +18,10 @@ from functools import partial
 from types import EllipsisType
 from typing import Any, Required, TypedDict, Unpack
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.orm import Session
 
-from labstack.registry.client import (
-    MlflowRest,
-    RegistryError,
-    RegistryFailedError,
-)
+from labstack.registry.client import MlflowRest, RegistryError, RegistryFailedError
 from labstack.registry.roles import (
     CANARY,
     MOVED_TAG,
@@ -38,20 +33,24 @@ from labstack.registry.roles import (
     living,
     read_roles,
 )
-from labstack.store.audit import Entry, note, role_moves
+from labstack.store import audit
+from labstack.store.audit import Entry
 from labstack.store.database import moving, writing
 
 
 class ProductionMovedError(RegistryError):
-    """Production is another version than the caller judged by."""
+    """Production is another version than the one that the caller compared with."""
 
 
 class RolesMovedError(RegistryError):
-    """The roles are others than the caller judged by."""
+    """The roles are not the ones that the caller saw."""
 
 
 class MoveNote(TypedDict, total=False):
-    """What is said of a move: why, by whom, and by what evidence; and the roles that it is made from, or not at all."""
+    """The note of a move for the audit: the reason, who makes it, and the evidence for it.
+
+    With `only_from`, the move is refused unless the roles are these.
+    """
 
     reason: Required[str]
     who: str
@@ -66,94 +65,95 @@ def promote(
     number: int,
     *,
     instead_of: int | EllipsisType | None = ...,
-    **said: Unpack[MoveNote],
+    **note: Unpack[MoveNote],
 ) -> None:
-    """Make a version production; the one it takes the place of becomes `previous`. A canary that is promoted ends.
+    """Make a version production; the production version before it becomes `previous`. A canary so promoted ends.
 
-    `instead_of` is the production version, None for no version, that the new one was judged by; raises
-    ProductionMovedError when production is another by now. Not said, any may be.
+    `instead_of` is the production version, None for none, that the new one was compared with; raises
+    ProductionMovedError when production is another one now. Without it, any may be.
     """
 
-    def change(now: Roles) -> Roles:
-        if now.production == number:
+    def change(roles: Roles) -> Roles:
+        if roles.production == number:
             raise RegistryError(f"Version {number} of {model!r} is production already.")
-        outgoing = now.production if living(client, model, now.production) else None
+        outgoing = _outgoing(client, model, roles)
         if instead_of is not ... and outgoing != instead_of:
-            raise ProductionMovedError(f"Production of {model!r} is version {outgoing} by now, not {instead_of}.")
+            raise ProductionMovedError(f"Production of {model!r} is version {outgoing} now, not {instead_of}.")
         _require_ready(client, model, number)
-        return _without_double_canary(replace(now, production=number, previous=outgoing))
+        return _without_double_canary(replace(roles, production=number, previous=outgoing))
 
-    _move(client, engine, model, change, said)
+    _move(client, engine, model, change, note)
 
 
-def rollback(client: MlflowRest, engine: Engine, model: str, to: int | None = None, **said: Unpack[MoveNote]) -> Roles:
-    """Make `previous`, or a version that once was production, production again. The roles then.
+def rollback(client: MlflowRest, engine: Engine, model: str, to: int | None = None, **note: Unpack[MoveNote]) -> Roles:
+    """Make `previous`, or a version that was production before, production again; return the new roles.
 
-    Today's production becomes `previous`.
+    The current production version becomes `previous`.
     """
 
-    def change(now: Roles) -> Roles:
-        back = now.previous if to is None else to
-        if back is None or back == now.production:
-            what = "has no previous version" if to is None else f"has version {to} in production already: nothing"
-            raise RegistryError(f"The model {model!r} {what} to go back to.")
-        if to not in (None, now.previous) and to not in _once_production(engine, model):
+    def change(roles: Roles) -> Roles:
+        target = roles.previous if to is None else to
+        if target is None or target == roles.production:
+            state = "has no previous version" if to is None else f"has version {to} in production already: nothing"
+            raise RegistryError(f"The model {model!r} {state} to go back to.")
+        if to not in (None, roles.previous) and to not in _once_production(engine, model):
             raise RegistryError(f"Version {to} of {model!r} never was production; promote it instead.")
-        _require_ready(client, model, back)
-        outgoing = now.production if living(client, model, now.production) else None
-        return _without_double_canary(replace(now, production=back, previous=outgoing))
+        _require_ready(client, model, target)
+        outgoing = _outgoing(client, model, roles)
+        return _without_double_canary(replace(roles, production=target, previous=outgoing))
 
-    return _move(client, engine, model, change, said)
+    return _move(client, engine, model, change, note)
 
 
 def start_canary(
-    client: MlflowRest, engine: Engine, model: str, number: int, rollout: Rollout, **said: Unpack[MoveNote]
+    client: MlflowRest, engine: Engine, model: str, number: int, rollout: Rollout, **note: Unpack[MoveNote]
 ) -> Roles:
-    """Make a version the canary beside production, or change the rollout of the one that is. The roles then."""
+    """Make a version the canary, or change the rollout of the current canary; return the new roles."""
 
-    def change(now: Roles) -> Roles:
-        if now.production is None:
-            raise RegistryError(f"The model {model!r} has no production version for a canary to stand beside.")
-        if number == now.production:
+    def change(roles: Roles) -> Roles:
+        if roles.production is None:
+            raise RegistryError(f"The model {model!r} has no production version to compare a canary with.")
+        if number == roles.production:
             raise RegistryError(f"Version {number} of {model!r} is production; a canary is another version.")
-        if now.canary not in (None, number):
-            raise RegistryError(f"Version {now.canary} of {model!r} is the canary already; accept or reject it first.")
-        if now.canary is None:
+        if roles.canary not in (None, number):
+            raise RegistryError(
+                f"Version {roles.canary} of {model!r} is the canary already; accept or reject it first."
+            )
+        if roles.canary is None:
             _require_ready(client, model, number)
-        before = now.rollout
+        before = roles.rollout
         if before and (before.weight, before.mode) == (rollout.weight, rollout.mode):
-            return now
-        return replace(now, canary=number, rollout=replace(rollout, since=datetime.now(UTC).isoformat()))
+            return roles
+        return replace(roles, canary=number, rollout=replace(rollout, since=datetime.now(UTC).isoformat()))
 
-    return _move(client, engine, model, change, said)
+    return _move(client, engine, model, change, note)
 
 
-def accept_canary(client: MlflowRest, engine: Engine, model: str, tried: int | None, **said: Unpack[MoveNote]) -> Roles:
-    """Make the canary production, if it is the version that was `tried`. The roles then."""
+def accept_canary(client: MlflowRest, engine: Engine, model: str, tried: int | None, **note: Unpack[MoveNote]) -> Roles:
+    """Make the canary production, if it is the version that was `tried`; return the new roles."""
 
-    def change(now: Roles) -> Roles:
-        number = _require_canary(model, now)
+    def change(roles: Roles) -> Roles:
+        number = _require_canary(model, roles)
         if number != tried:
-            raise RegistryError(f"Version {number} of {model!r} is the canary by now, and nobody tried it.")
+            raise RegistryError(f"Version {number} of {model!r} is the canary now, and was not tried.")
         _require_ready(client, model, number)
-        outgoing = now.production if living(client, model, now.production) else None
-        return Roles(number, None, outgoing)
+        return Roles(number, None, _outgoing(client, model, roles))
 
-    return _move(client, engine, model, change, said)
+    return _move(client, engine, model, change, note)
 
 
-def stop_canary(client: MlflowRest, engine: Engine, model: str, **said: Unpack[MoveNote]) -> Roles:
-    """Take the canary's role from it. The roles then."""
+def stop_canary(client: MlflowRest, engine: Engine, model: str, **note: Unpack[MoveNote]) -> Roles:
+    """Take the canary's role from it; return the new roles."""
 
-    def change(now: Roles) -> Roles:
-        _require_canary(model, now)
-        return replace(now, canary=None, rollout=None)
+    def change(roles: Roles) -> Roles:
+        _require_canary(model, roles)
+        return replace(roles, canary=None, rollout=None)
 
-    return _move(client, engine, model, change, said)
+    return _move(client, engine, model, change, note)
 
 
 def actor() -> str:
-    """Who is acting: the user and the machine."""
+    """Return the user and the machine of this process, for the audit."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user id need not have a name
@@ -161,45 +161,57 @@ def actor() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _move(client: MlflowRest, engine: Engine, model: str, change: Callable[[Roles], Roles], said: MoveNote) -> Roles:
-    """Move the roles to what `change` makes of them as they are; the roles then. `change` raises to refuse."""
-    who, evidence = said.get("who") or actor(), said.get("evidence")
+def _move(client: MlflowRest, engine: Engine, model: str, change: Callable[[Roles], Roles], note: MoveNote) -> Roles:
+    """Move the roles to the result of `change`, which raises to refuse; return them. Note a refusal in the audit."""
+    note = {"who": actor()} | note
     try:
         with moving(engine) as connection:
             before = read_roles(client, model)
-            if said.get("only_from", before) != before:
-                raise RolesMovedError(f"The roles of {model!r} are others by now.")
+            if note.get("only_from", before) != before:
+                raise RolesMovedError(f"The roles of {model!r} have changed meanwhile.")
             after = change(before)
-            with writing(connection) as session:  # a database that cannot be written refuses the move here
-                recorded = replace(_recorded(session, model), rollout=before.rollout)
-                _record(session, model, recorded, before, "unknown", "found moved without a recorded move", None)
-            try:
-                for call in _calls(client, model, before, after):
-                    call()
-                with writing(connection) as session:
-                    _record(session, model, before, after, who, said["reason"], evidence)
-            except BaseException:
-                _put_back(client, model, before, after)
-                raise
+            _record_unrecorded(connection, model, before)
+            _apply(client, connection, model, before, after, note)
     except RegistryError as error:
         if not isinstance(error, RegistryFailedError | RolesMovedError):
-            note(engine, "refused", model=model, actor=who, reason=f"{said['reason']}: {error}", evidence=evidence)
+            reason = f"{note['reason']}: {error}"
+            audit.note(engine, "refused", model=model, actor=note["who"], reason=reason, evidence=note.get("evidence"))
         raise
     return after
 
 
+def _record_unrecorded(connection: Connection, model: str, roles: Roles) -> None:
+    """Record the moves that the audit missed; a database that cannot be written refuses the new move here."""
+    with writing(connection) as session:
+        recorded = replace(_recorded(session, model), rollout=roles.rollout)
+        note = MoveNote(who="unknown", reason="found moved without a recorded move")
+        _record(session, model, recorded, roles, note)
+
+
+def _apply(client: MlflowRest, connection: Connection, model: str, before: Roles, after: Roles, note: MoveNote) -> None:
+    """Write the aliases, then the audit's rows; put the aliases back when either fails."""
+    try:
+        for call in _calls(client, model, before, after):
+            call()
+        with writing(connection) as session:
+            _record(session, model, before, after, note)
+    except BaseException:
+        _put_back(client, model, before, after)
+        raise
+
+
 def _put_back(client: MlflowRest, model: str, before: Roles, after: Roles) -> None:
-    """Undo what was done of a move, as far as the registry lets us."""
+    """Undo what was done of a move, as far as the registry answers."""
     for call in _calls(client, model, after, before):
         with suppress(RegistryError):
             call()
 
 
 def _calls(client: MlflowRest, model: str, before: Roles, after: Roles) -> Iterator[Callable[[], None]]:
-    """The registry's calls that lead from one state of the roles to another."""
-    if after.rollout is not None and after.rollout != before.rollout:  # said before anybody follows the canary
-        said = json.dumps({"version": after.canary, **asdict(after.rollout)})
-        yield partial(client.set_tag, model, ROLLOUT_TAG, said)
+    """Yield the registry's calls that lead from one state of the roles to another."""
+    if after.rollout is not None and after.rollout != before.rollout:  # known before any follower sees the canary
+        rollout = json.dumps({"version": after.canary, **asdict(after.rollout)})
+        yield partial(client.set_tag, model, ROLLOUT_TAG, rollout)
     if after.production not in (None, before.production):  # likewise
         yield partial(client.set_tag, model, MOVED_TAG, str(after.production))
     for role in ROLES:  # production, which is served, comes first
@@ -213,41 +225,39 @@ def _calls(client: MlflowRest, model: str, before: Roles, after: Roles) -> Itera
 
 
 def _recorded(session: Session, model: str) -> Roles:
-    """The roles as the audit's last rows left them."""
+    """Return the roles as the audit's last rows left them."""
     query = select(Entry).where(Entry.model == model, Entry.action == "move").order_by(Entry.id)
     return Roles(**{str(move.role): move.to_version for move in session.scalars(query)})  # type: ignore[arg-type]
 
 
-def _record(
-    session: Session,
-    model: str,
-    before: Roles,
-    after: Roles,
-    who: str,
-    reason: str,
-    evidence: dict[str, Any] | None,
-) -> None:
-    """One audit row for each role that goes from one version to another, and for a canary whose rollout changes."""
+def _record(session: Session, model: str, before: Roles, after: Roles, note: MoveNote) -> None:
+    """Add an audit row for each role that goes from one version to another, and for a canary's new rollout."""
     for role in ROLES:
         source, target = getattr(before, role), getattr(after, role)
         if source != target or (role == CANARY and target and after.rollout not in (None, before.rollout)):
             move = {"model": model, "role": role, "from_version": source, "to_version": target}
-            session.add(Entry(**move, actor=who, reason=reason, evidence=evidence))
+            session.add(Entry(**move, actor=note["who"], reason=note["reason"], evidence=note.get("evidence")))
 
 
 def _once_production(engine: Engine, model: str) -> set[int | None]:
-    return {move.to_version for move in role_moves(engine, model) if move.role == PRODUCTION}
+    return {move.to_version for move in audit.role_moves(engine, model) if move.role == PRODUCTION}
+
+
+def _outgoing(client: MlflowRest, model: str, roles: Roles) -> int | None:
+    """Return the production version that a new one replaces; None when there is none, or it was deleted."""
+    return roles.production if living(client, model, roles.production) else None
 
 
 def _without_double_canary(roles: Roles) -> Roles:
-    """The roles, without a canary that is production by now."""
+    """Return the roles, without a canary that is also production."""
     return replace(roles, canary=None, rollout=None) if roles.canary == roles.production else roles
 
 
-def _require_canary(model: str, now: Roles) -> int:
-    if now.canary is None:
+def _require_canary(model: str, roles: Roles) -> int:
+    """Return the canary's version. Raises RegistryError when there is none."""
+    if roles.canary is None:
         raise RegistryError(f"The model {model!r} has no canary.")
-    return now.canary
+    return roles.canary
 
 
 def _require_ready(client: MlflowRest, model: str, number: int) -> None:

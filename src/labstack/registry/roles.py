@@ -1,7 +1,7 @@
-"""Roles: which version of a model is production, canary or previous, as the registry says it.
+"""Roles: the versions of a model that are production, canary and previous, as the registry has them.
 
-A role is an alias of MLflow's registry, the only authority. How a canary gets its requests stands in the registry too,
-in a tag of its model, so that every replica sees the same.
+A role is an alias in MLflow's registry, the only authority. A canary's rollout is in the registry too, in a tag of its
+model, so that every replica sees the same. `moves.py` writes both; everyone else reads them here.
 """
 
 import json
@@ -15,15 +15,15 @@ from labstack.registry.client import MlflowRest, Model, NotThereError, RegistryU
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
 ROLLOUT_TAG = "labstack.canary"
-MOVED_TAG = "labstack.moved"  # of a model: the version that a command of the lab made production last
+MOVED_TAG = "labstack.moved"  # of a model: the version that the lab itself made production last
 SCHEMA_CHANGE_TAG = "labstack.schema_change"  # of a version that may break what callers of production send
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """How a canary gets its requests: a share of them, from 0 to 1, that it answers, or predicts beside production.
+    """The share of requests, from 0 to 1, that a canary answers (split), or predicts in shadow of production.
 
-    `since` is the moment, in ISO 8601, of the move that said so, which begins a step of the canary's trial.
+    `since` is the time, in ISO 8601, of the move that set it, which begins a step of the canary's trial.
     """
 
     weight: float
@@ -38,8 +38,8 @@ class Rollout:
 class Roles:
     """The version of each role of one model; None where no version has it.
 
-    `rollout` is None when there is no canary, and when its alias was set by other means than ours. `moved` is the
-    version that a command of the lab made production last.
+    `rollout` is None when there is no canary, and when its alias was set outside the lab. `moved` is the version that
+    the lab itself made production last.
     """
 
     production: int | None = None
@@ -50,7 +50,7 @@ class Roles:
 
 
 def wait(client: MlflowRest, seconds: float) -> None:
-    """Return when the registry answers. Raises RegistryUnreachableError when it does not within the seconds."""
+    """Wait until the registry answers. Raises RegistryUnreachableError when it does not within the seconds."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -89,28 +89,28 @@ def living_production(client: MlflowRest, model: str) -> Version | None:
 
 
 def _roles(model: Model) -> Roles:
-    found = Roles(**{role: model.aliases[role] for role in ROLES if role in model.aliases})  # type: ignore[arg-type]
+    roles = Roles(**{role: model.aliases[role] for role in ROLES if role in model.aliases})  # type: ignore[arg-type]
     moved = model.tags.get(MOVED_TAG, "")
     return replace(
-        found,
-        rollout=_rollout(model.tags.get(ROLLOUT_TAG, ""), found.canary),
+        roles,
+        rollout=_rollout(model.tags.get(ROLLOUT_TAG, ""), roles.canary),
         moved=int(moved) if moved.isascii() and moved.isdigit() and len(moved) < 10 else None,
     )
 
 
 def _rollout(text: str, canary: int | None) -> Rollout | None:
-    """What a model's tag says of its canary; None when it speaks of another version, or says nothing that can be."""
+    """Parse the tag of a model's rollout; None when it is of another version, or not valid."""
     try:
-        said = json.loads(text)
-        weight, mode, since = float(said["weight"]), said["mode"], said.get("since") or ""
+        fields = json.loads(text)
+        weight, mode, since = float(fields["weight"]), fields["mode"], fields.get("since") or ""
         rollout = Rollout(weight, mode, since and _moment(since))
     except (ValueError, KeyError, TypeError):
         return None
-    sound = 0 <= rollout.weight <= 1 and rollout.mode in ("split", "shadow")
-    return rollout if sound and canary is not None and said.get("version") == canary else None
+    is_valid = 0 <= rollout.weight <= 1 and rollout.mode in ("split", "shadow")
+    return rollout if is_valid and canary is not None and fields.get("version") == canary else None
 
 
 def _moment(text: str) -> str:
-    """A moment in ISO 8601, of UTC unless it says another zone. Raises ValueError or TypeError."""
+    """Return a time in ISO 8601 with its zone, by default UTC. Raises ValueError or TypeError."""
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()

@@ -1,7 +1,6 @@
-"""A version is fetched within limits, and tried in a process of its own, before anything depends on it.
+"""Fetch a version within limits, and try it in a separate process, before a worker loads it or a role moves to it.
 
-Its files may be anybody's: a load that hangs, takes all memory or crashes must end in a process that can be killed,
-before a worker loads the version or a role is moved to it.
+Its files are not trusted: a load that hangs, takes all memory or crashes must do so in a process that can be killed.
 """
 
 import importlib.metadata
@@ -28,15 +27,16 @@ class TrialError(LabError):
 
 
 class TrialTimeoutError(TrialError):
-    """A trial took too long, which a busy machine may be the reason of."""
+    """A trial took too long, as happens on a busy machine."""
 
 
 def fetch(
     client: MlflowRest, record: Version, folder: Path, settings: Settings, estimator: str | None = None
 ) -> Contract:
-    """Put a version's contract and estimator into a folder; its contract. `estimator` is by default what serves it.
+    """Put a version's contract and estimator into a folder; return the contract.
 
-    Raises RegistryError, OSError, or ValueError when its contract is none.
+    `estimator` names the file, by default the one that serves the version. Raises RegistryError, OSError, or ValueError
+    when the contract is not valid.
     """
     seconds, limit = settings.model_load_seconds, settings.model_max_bytes
     contract = fetch_contract(client, record, folder, settings)
@@ -65,7 +65,7 @@ def run(folder: Path, settings: Settings) -> None:
         start_new_session=True,
     )
     try:
-        told, _ = process.communicate(timeout=seconds)
+        output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         text = f"It was not loaded and tried within {seconds:g} seconds (MODEL_LOAD_SECONDS)."
         raise TrialTimeoutError(text) from None
@@ -77,16 +77,16 @@ def run(folder: Path, settings: Settings) -> None:
     if process.returncode == 0:
         return
     if process.returncode == FAILED:
-        raise TrialError(told.decode(errors="replace").strip())
-    by = signal.Signals(-process.returncode).name if process.returncode < 0 else f"exit code {process.returncode}"
+        raise TrialError(output.decode(errors="replace").strip())
+    code = process.returncode
+    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     raise TrialError(
-        f"Loading and trying it ended its process by {by}; it may take at most {memory:,} bytes of memory."
+        f"Loading and trying it ended its process by {cause}; it may take at most {memory:,} bytes of memory."
     )
 
 
 def require_servable(client: MlflowRest, record: Version, settings: Settings) -> Contract:
-    """The contract of a version that can be fetched, loaded and tried. Raises TrialError, or RegistryFailedError."""
-    name = f"Version {record.number} of {record.model!r} cannot be served"
+    """Return the contract of a version that was fetched and tried. Raises TrialError or RegistryFailedError."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             contract = fetch(client, record, Path(folder), settings)
@@ -94,11 +94,12 @@ def require_servable(client: MlflowRest, record: Version, settings: Settings) ->
         except RegistryFailedError:
             raise
         except (RegistryError, TrialError, OSError, ValueError) as error:
-            raise TrialError(f"{name}: {error}") from error
+            text = f"Version {record.number} of {record.model!r} cannot be served: {error}"
+            raise TrialError(text) from error
     return contract
 
 
 def environment() -> str:
-    """The versions of what loads a version: a trial holds for these alone."""
+    """Return the versions of the libraries that load a version: a trial is valid for these alone."""
     names = ("numpy", "onnxruntime", "scikit-learn", "skops")
     return " ".join(f"{name}={importlib.metadata.version(name)}" for name in names)

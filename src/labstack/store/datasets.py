@@ -352,7 +352,8 @@ def _arranged(part: Rows, dataset: Dataset, path: str) -> Rows:
             raise DatasetError(f"{path}: dataset {dataset.name!r} needs a column {column.name!r} of {column.type}s.")
         arrays.append(cells[column])
     if len(part.columns) > len(columns):
-        more = ", ".join({column.name for column in part.columns} - {column.name for column in columns})
+        known = {column.name for column in columns}
+        more = ", ".join(column.name for column in part.columns if column.name not in known)
         raise DatasetError(f"{path}: dataset {dataset.name!r} has no column {more}.")
     return Rows(columns, tuple(arrays))
 
@@ -368,8 +369,9 @@ def _faults(records: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> 
             elif value is not None and not _fits(value, column):
                 wanted = "finite number that is kept exactly" if column.type == "number" else TEXT
                 yield f"[{number}].{column.name}", f"is no {wanted}"
-        for name in record.keys() - names:
-            yield f"[{number}].{name}", "is not a column of this dataset"
+        for name in record:
+            if name not in names:
+                yield f"[{number}].{name}", "is not a column of this dataset"
 
 
 def _kept(value: Any) -> Any:

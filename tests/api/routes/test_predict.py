@@ -71,7 +71,7 @@ def test_the_default_model_answers_by_its_name_too(client: FlaskClient) -> None:
 def test_an_unknown_model_is_named_with_those_that_are_served(client: FlaskClient) -> None:
     answer = client.post("/models/irish/predict", json=IRIS_ROW)
     assert answer.status_code == 404
-    assert "'irish'; served are: iris, " in answer.json["detail"]
+    assert "'irish'; served models: iris, " in answer.json["detail"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Requests that do not come whole: whatever they ask, they are refused, and nothing comes of them."""
+"""Incomplete requests are rejected at every endpoint, and change nothing."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ INFER = json.dumps({"inputs": [TENSOR | {"data": list(IRIS_ROW.values())}]})
 BINARY_HEAD = json.dumps({"inputs": [TENSOR | {"parameters": {"binary_data_size": 32}}]})
 BINARY = BINARY_HEAD.encode() + struct.pack("<4d", *IRIS_ROW.values())
 
-# what is asked, and a body that could pass for a whole one
+# the request line, and a part of a body that is itself valid
 LANES: dict[str, tuple[str, str, bytes]] = {
     "hot lane": ("/predict", JSON, ROW.encode()),
     "hot lane of a model": ("/models/iris/predict", JSON, ROW.encode()),
@@ -71,7 +71,7 @@ INCOMPLETE = Refusal(400, "application/problem+json", "urn:labstack:problem:inco
 
 
 def refusal(connection: socket.socket) -> Refusal | None:
-    """The answer on a connection that ends after it; None where there is none."""
+    """Return the last answer on a connection, which then ends; None without an answer."""
     data = b""
     while chunk := connection.recv(65536):
         data += chunk
@@ -89,7 +89,7 @@ def connect(api: Process) -> "closing[socket.socket]":
 
 @pytest.fixture(scope="module")
 def api(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """An API with a thread for each request that is cut; in the end, nothing came of any of them."""
+    """An API with a thread for each incomplete request; at the end, none of them changed anything."""
     folder = tmp_path_factory.mktemp("api")
     of_lab = {"mlflow_tracking_uri": lab.tracking_uri, "lab_database_url": lab.database_url}
     with run_api(folder, **of_lab, api_threads=64) as api:

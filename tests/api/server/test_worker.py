@@ -1,4 +1,4 @@
-"""What a kept-alive connection may hold when the worker looks: whole requests, halves, several, or none."""
+"""Kept-alive connections, with whole requests, halves of one, several, or none."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def api(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]
 
 @pytest.fixture
 def connection(api: Process) -> Iterator[socket.socket]:
-    """A connection that has answered once, and is kept alive."""
+    """A kept-alive connection, after one answer."""
     with closing(socket.create_connection(("localhost", int(api.url.rpartition(":")[2])), timeout=15)) as connection:
         connection.sendall(WHOLE)
         assert answers(connection, 1) == [200]
@@ -36,7 +36,7 @@ def connection(api: Process) -> Iterator[socket.socket]:
 
 
 def answers(connection: socket.socket, number: int) -> list[int]:
-    """The statuses of so many answers; each body is read to its end."""
+    """Read so many answers with their bodies; return their statuses."""
     statuses: list[int] = []
     data = b""
     while len(statuses) < number:
@@ -56,7 +56,7 @@ def answers(connection: socket.socket, number: int) -> list[int]:
 def test_a_request_that_comes_in_two_halves_is_answered(connection: socket.socket, cut: int) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.sendall(WHOLE[:cut])
-    time.sleep(0.2)  # so that the worker meets the first half alone
+    time.sleep(0.2)  # so that the worker reads the first half alone
     connection.sendall(WHOLE[cut:])
     assert answers(connection, 1) == [200]
 
@@ -99,7 +99,7 @@ def test_other_requests_are_answered_as_on_a_new_connection(
 @pytest.mark.parametrize(
     "sent", [b"nonsense\r\n\r\n", b"POST /predict HTTP/1.1\r\nContent-Length: 1\r\n: x\r\n\r\n{", b"\x00" * 9000]
 )
-def test_what_is_no_http_ends_its_connection_alone(connection: socket.socket, api: Process, sent: bytes) -> None:
+def test_bytes_that_are_not_http_end_their_connection(connection: socket.socket, api: Process, sent: bytes) -> None:
     connection.sendall(sent)
     assert answers(connection, 1) in ([400], [431], [])
     assert ask(f"{api.url}/predict", IRIS_ROW).status == 200
@@ -115,7 +115,7 @@ def test_a_request_that_comes_while_another_is_answered_is_not_lost(connection: 
         assert answers(connection, 2) == [200, 200]
 
 
-def test_a_connection_is_closed_when_it_was_idle_for_long(connection: socket.socket) -> None:
+def test_an_idle_connection_is_closed(connection: socket.socket) -> None:
     for _ in range(3):
         connection.sendall(WHOLE)
         assert answers(connection, 1) == [200]
@@ -124,7 +124,7 @@ def test_a_connection_is_closed_when_it_was_idle_for_long(connection: socket.soc
     assert 4 < time.monotonic() - began < 12
 
 
-def test_a_caller_that_never_reads_holds_up_nobody(lab: Lab, tmp_path: Path) -> None:
+def test_a_caller_that_never_reads_blocks_no_other(lab: Lab, tmp_path: Path) -> None:
     with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_workers=1) as api:
         with closing(socket.create_connection(("localhost", int(api.url.rpartition(":")[2])))) as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -132,7 +132,7 @@ def test_a_caller_that_never_reads_holds_up_nobody(lab: Lab, tmp_path: Path) -> 
             assert answers(deaf, 1) == [200]
             deaf.settimeout(0.5)
             sent = 0
-            while sent < 20_000:  # one at a time, as whoever waits for the answer would send them
+            while sent < 20_000:  # one at a time, like a caller that waits for each answer
                 try:
                     deaf.sendall(WHOLE)
                 except TimeoutError:
@@ -144,7 +144,7 @@ def test_a_caller_that_never_reads_holds_up_nobody(lab: Lab, tmp_path: Path) -> 
         assert [line for line in api.lines() if "WORKER TIMEOUT" in line["message"]] == []
 
 
-def test_callers_that_leave_are_no_error(api: Process, lab: Lab, tmp_path: Path) -> None:
+def test_callers_that_disconnect_are_no_error(api: Process, lab: Lab, tmp_path: Path) -> None:
     for sent in (b"", WHOLE[:30], WHOLE):
         left = socket.create_connection(("localhost", int(api.url.rpartition(":")[2])))
         left.sendall(WHOLE)
@@ -174,12 +174,12 @@ def test_a_signal_that_comes_right_after_the_fork_is_not_lost(lab: Lab, tmp_path
         def booted() -> bool:
             return len([line for line in api.lines() if line["message"].startswith("Booting worker")]) >= 2
 
-        wait_until(booted, 20, "the worker that was told to end is replaced")
+        wait_until(booted, 20, "the worker that was stopped is replaced")
     finally:
         api.stop()
 
 
-def test_callers_that_are_silent_hold_up_nobody(lab: Lab, tmp_path: Path) -> None:
+def test_callers_that_are_silent_block_no_other(lab: Lab, tmp_path: Path) -> None:
     with ExitStack() as stack:
         api = stack.enter_context(run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_workers=1, api_threads=2))
         address = ("localhost", int(api.url.rpartition(":")[2]))
@@ -187,8 +187,8 @@ def test_callers_that_are_silent_hold_up_nobody(lab: Lab, tmp_path: Path) -> Non
         began = time.monotonic()
         assert ask(f"{api.url}/health").status == 200
         assert time.monotonic() - began < 2
-        for one in silent[:2]:  # as many as there are threads
-            one.sendall(WHOLE[:-1])
+        for caller in silent[:2]:  # as many as there are threads
+            caller.sendall(WHOLE[:-1])
         assert ask(f"{api.url}/health").status == 200
         assert answers(silent[0], 1) == [400]
         silent[2].sendall(WHOLE)
@@ -211,7 +211,7 @@ def refused(connection: socket.socket, sent: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "said"),
+    ("sent", "status", "detail"),
     [
         (b"nonsense\r\n\r\n", 400, "Invalid HTTP request line: 'nonsense'"),
         (b"GET / HTTP/1.1\r\n: x\r\n\r\n", 400, "Invalid HTTP Header"),
@@ -222,12 +222,12 @@ def refused(connection: socket.socket, sent: bytes) -> dict[str, Any]:
         (b"GET / HTTP/1.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off\r\n\r\n", 400, "scheme"),
     ],
 )
-def test_what_is_no_http_is_refused_as_all_else_is(
-    api: Process, connection: socket.socket, sent: bytes, status: int, said: str
+def test_bytes_that_are_not_http_get_a_problem(
+    api: Process, connection: socket.socket, sent: bytes, status: int, detail: str
 ) -> None:
     problem = refused(connection, sent)
     assert (problem["status"], problem["type"]) == (status, "urn:labstack:problem:http")
-    assert said.lower() in problem["detail"].lower()
+    assert detail.lower() in problem["detail"].lower()
     assert 'labstack_problems_total{kind="http"}' in ask(f"{api.url}/metrics").text
 
 

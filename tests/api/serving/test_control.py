@@ -29,12 +29,13 @@ def test_states_come_back_and_are_forgotten(tmp_path: Path) -> None:
 
 def test_readers_never_see_half_a_state(tmp_path: Path) -> None:
     control = Control(tmp_path)
-    long = WorkerState(os.getpid(), 1, {f"model_{number}": {"production": number} for number in range(1000)})
-    control.report(long)
+    state = WorkerState(os.getpid(), 1, {f"model_{number}": {"production": number} for number in range(1000)})
+    control.report(state)
     with ThreadPoolExecutor(2) as pool:
-        writer = pool.submit(lambda: list(map(control.report, [long] * 200)))
+        writer = pool.submit(lambda: list(map(control.report, [state] * 200)))
         while not writer.done():
-            assert control.states() == [long]
+            assert control.states() == [state]
+        writer.result()  # raises what the writer raised
 
 
 def test_a_counter_that_was_cleaned_away_never_falls_behind_what_workers_reached(tmp_path: Path) -> None:

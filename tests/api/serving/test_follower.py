@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from labstack.api.app import create_app
 from labstack.api.service import Service
-from labstack.api.serving.follower import Patience
+from labstack.api.serving.loader import Backoff
 from labstack.model.contract import Contract, Plan
 from labstack.registry import moves
 from labstack.registry.client import RegistryError, RegistryUnreachableError, Version
@@ -31,7 +31,7 @@ def test_a_promotion_is_followed(service: Service, lab: Lab, model: str) -> None
     assert (before.production.served.version, service.follower.lineups[model].production.served.version) == (1, 2)
 
 
-def test_what_has_not_changed_is_not_loaded_again(service: Service) -> None:
+def test_an_unchanged_version_is_not_loaded_again(service: Service) -> None:
     before = service.follower.lineups["iris"]
     service.follower.sync()
     assert service.follower.lineups["iris"] is before
@@ -78,7 +78,7 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_visible(
     assert service.follower.following.errors == {}
 
 
-def test_a_worker_that_starts_beside_a_bad_promotion_serves_what_was_served_before(
+def test_a_worker_that_starts_after_a_bad_promotion_serves_the_version_before(
     service: Service, lab: Lab, trained: str
 ) -> None:
     (stored(lab, trained, 2) / "model.onnx").write_bytes(b"damaged")
@@ -90,7 +90,7 @@ def test_a_worker_that_starts_beside_a_bad_promotion_serves_what_was_served_befo
         assert "Version 2" in started.follower.following.load_errors[trained]
 
 
-def test_files_that_do_not_come_harm_no_other_model(
+def test_files_that_cannot_be_fetched_harm_no_other_model(
     service: Service, lab: Lab, model: str, trained: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moves.promote(lab.registry, lab.engine, trained, 2, reason="slow")
@@ -134,7 +134,7 @@ def test_a_canary_stays_while_the_registry_cannot_be_asked_about_it(
     assert service.follower.lineups[model].canary is None
 
 
-def test_a_deleted_production_version_is_served_no_more(service: Service, lab: Lab, trained: str) -> None:
+def test_a_deleted_production_version_is_not_served(service: Service, lab: Lab, trained: str) -> None:
     lab.client.delete_model_version(trained, "1")
     service.follower.sync()
     assert trained not in service.follower.lineups
@@ -186,7 +186,7 @@ def test_a_damaged_cache_heals_itself(service: Service, lab: Lab, trained: str) 
     assert restarted.lineup(trained).production.served.version == 1
 
 
-def test_an_answer_that_is_none_of_mlflows_does_not_end_the_following(service: Service, lab: Lab) -> None:
+def test_an_answer_that_is_not_from_mlflow_does_not_end_the_thread(service: Service, lab: Lab) -> None:
     class Nonsense(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = b'{"registered_models": [{"name": 3, "aliases": "none"}], "x": {}}'
@@ -196,7 +196,7 @@ def test_an_answer_that_is_none_of_mlflows_does_not_end_the_following(service: S
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -224,7 +224,7 @@ def test_a_follower_that_cannot_report_goes_on_and_says_so(lab: Lab) -> None:
         service.follower.stop()
 
 
-def test_a_model_that_was_never_a_package_of_ours_harms_no_other(service: Service, lab: Lab, model: str) -> None:
+def test_a_model_that_was_not_made_by_the_lab_harms_no_other(service: Service, lab: Lab, model: str) -> None:
     source = str(lab.client.get_experiment("0").artifact_location)
     lab.client.create_model_version(model, source + "/nothing", await_creation_for=0)
     moves.promote(lab.registry, lab.engine, model, 4, reason="foreign")
@@ -235,7 +235,7 @@ def test_a_model_that_was_never_a_package_of_ours_harms_no_other(service: Servic
 
 
 @pytest.mark.usefixtures("group_writable")
-def test_the_cache_is_the_groups_too(lab: Lab, tmp_path: Path) -> None:
+def test_the_cache_is_writable_for_the_group(lab: Lab, tmp_path: Path) -> None:
     create_app(lab.settings(api_cache_dir=tmp_path)).extensions["labstack"].follower.sync()
     modes = {path.is_dir(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes == {True: 0o775, False: 0o664}
@@ -249,8 +249,8 @@ def test_a_vanished_cache_is_filled_again(service: Service, lab: Lab, model: str
     assert len(list(service.settings.api_cache_dir.glob("*/contract.json"))) == 1
 
 
-def test_predictions_warn_of_nothing(service: Service) -> None:
-    """A scikit-learn model that was fitted on a frame warns at each array, unless it is told not to."""
+def test_predictions_give_no_warnings(service: Service) -> None:
+    """A scikit-learn model that was fitted on a frame warns at each array, unless warnings are off."""
     served = service.lineup("iris").production.served
     assert served.predictor.predict(Plan(served.contract).parse([IRIS_ROW])[0]).outputs == ["setosa"]
 
@@ -271,7 +271,7 @@ def test_without_a_registry_a_worker_serves_what_was_served_last(service: Servic
     assert info["metrics"] == service.lineup("iris").production.served.metrics
 
 
-def test_what_was_taken_from_production_is_not_remembered(service: Service, lab: Lab, model: str) -> None:
+def test_a_version_that_lost_its_role_is_not_remembered(service: Service, lab: Lab, model: str) -> None:
     moves.promote(lab.registry, lab.engine, model, 1, reason="first")
     service.follower.sync()
     assert model in service.follower.roles
@@ -285,7 +285,7 @@ def test_what_was_taken_from_production_is_not_remembered(service: Service, lab:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '[{"record": {}}]', "[1]", '{"a": 1}'])
-def test_a_note_of_what_was_served_that_is_damaged_is_none(service: Service, lab: Lab, text: str) -> None:
+def test_a_damaged_list_of_served_versions_is_ignored(service: Service, lab: Lab, text: str) -> None:
     (service.settings.api_cache_dir / "served.json").write_text(text)
     away = f"http://localhost:{free_port()}"
     cold = create_app(lab.settings(api_cache_dir=service.settings.api_cache_dir, mlflow_tracking_uri=away))
@@ -293,16 +293,16 @@ def test_a_note_of_what_was_served_that_is_damaged_is_none(service: Service, lab
     assert cold.extensions["labstack"].follower.roles == {}
 
 
-def test_patience_doubles_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_delay_before_a_retry_doubles_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("labstack.api.serving.follower.time.monotonic", lambda: now)
-    patience, waits = Patience(), []
+    monkeypatch.setattr("labstack.api.serving.loader.time.monotonic", lambda: now)
+    backoff, delays = Backoff(), []
     for _ in range(10):
-        assert patience.due()
-        patience.lose("no", 3)
-        assert not patience.due()
-        begun = now
-        while not patience.due():
+        assert backoff.is_over()
+        backoff.fail("no", 3)
+        assert not backoff.is_over()
+        failed_at = now
+        while not backoff.is_over():
             now += 1
-        waits.append(now - begun)
-    assert waits == [3, 6, 12, 24, 48, 96, 192, 300, 300, 300]
+        delays.append(now - failed_at)
+    assert delays == [3, 6, 12, 24, 48, 96, 192, 300, 300, 300]

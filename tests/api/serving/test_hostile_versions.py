@@ -49,7 +49,7 @@ def nothing() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_registry_that_answers_everything_with_nothing_stops_no_serving(
+def test_a_registry_that_answers_everything_with_nothing_does_not_stop_serving(
     service: Service, nothing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noted = (service.settings.api_cache_dir / "served.json").read_text()
@@ -64,20 +64,20 @@ def test_a_registry_that_answers_everything_with_nothing_stops_no_serving(
     assert (service.settings.api_cache_dir / "served.json").read_text() == noted
 
 
-def test_a_registry_that_was_emptied_stops_no_serving(
+def test_a_registry_that_was_emptied_does_not_stop_serving(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with run_mlflow(tmp_path, free_port()) as emptied:
         monkeypatch.setattr(service.client, "url", emptied.url)
-        for looking in (service, restarted(service, mlflow_tracking_uri=emptied.url)):
-            looking.follower.sync()
-            assert looking.follower.roles["iris"] == {"production": 1}
-            assert "as if it had been emptied" in looking.follower.following.load_errors["iris"]
-            assert health(looking)["status"] == "degraded"
+        for worker in (service, restarted(service, mlflow_tracking_uri=emptied.url)):
+            worker.follower.sync()
+            assert worker.follower.roles["iris"] == {"production": 1}
+            assert "as if it had been emptied" in worker.follower.following.load_errors["iris"]
+            assert health(worker)["status"] == "degraded"
             assert "iris" in {record.model for record, _ in Cache(service.settings, service.client).recall()}
 
 
-def test_an_emptied_registry_where_the_model_is_made_anew_without_production_stops_no_serving(
+def test_an_emptied_registry_where_the_model_is_made_anew_without_production_does_not_stop_serving(
     service: Service, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(_id: str) -> None:
@@ -97,7 +97,7 @@ def test_an_emptied_registry_where_the_model_is_made_anew_without_production_sto
     lab.client.delete_registered_model("begun_anew")
 
 
-def test_a_registry_that_fails_in_passing_costs_no_copy(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_failure_of_the_registry_keeps_the_copy(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_of(_version: Version) -> None:
         raise RegistryFailedError("once")
 
@@ -108,7 +108,7 @@ def test_a_registry_that_fails_in_passing_costs_no_copy(service: Service, monkey
     assert "once" in started.follower.following.load_errors["iris"]
 
 
-def test_a_model_that_was_deleted_is_served_no_more(service: Service, lab: Lab) -> None:
+def test_a_deleted_model_is_not_served(service: Service, lab: Lab) -> None:
     copied(lab, "to_be_deleted", stored(lab, "iris", 1))
     lab.registry.set_alias("to_be_deleted", "production", 1)
     service.follower.sync()
@@ -125,11 +125,11 @@ def test_production_that_breaks_callers_is_not_followed_when_it_was_set_by_hand(
 ) -> None:
     assert copied(lab, trained, narrow) == 3
     lab.registry.set_alias(trained, "production", 3)
-    for looking in (service, restarted(service)):
-        looking.follower.sync()
-        assert looking.follower.lineups[trained].production.served.version == 1
-        assert "it takes no field 'petal_width'" in looking.follower.following.load_errors[trained]
-        assert any("petal_width" in error for error in health(looking)["errors"])
+    for worker in (service, restarted(service)):
+        worker.follower.sync()
+        assert worker.follower.lineups[trained].production.served.version == 1
+        assert "it takes no field 'petal_width'" in worker.follower.following.load_errors[trained]
+        assert any("petal_width" in error for error in health(worker)["errors"])
     lab.registry.set_version_tag(trained, 3, SCHEMA_CHANGE_TAG, "said by hand")
     service.control.raise_desired()
     service.follower.sync()
@@ -187,7 +187,7 @@ def another_task(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (no_end, "within 3 seconds"),
         (one_class_more, "is needed"),
@@ -195,21 +195,21 @@ def another_task(folder: Path) -> None:
         (another_task, "is needed"),
     ],
 )
-def test_a_version_that_cannot_be_served_takes_nobody_elses_place(
-    service: Service, lab: Lab, trained: str, damage: Callable[[Path], None], told: str
+def test_a_version_that_cannot_be_served_replaces_none(
+    service: Service, lab: Lab, trained: str, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(stored(lab, trained, 2))
-    looking = restarted(service, model_load_seconds=3.0 if damage is no_end else 60.0)
+    worker = restarted(service, model_load_seconds=3.0 if damage is no_end else 60.0)
     lab.registry.set_alias(trained, "production", 2)
-    looking.follower.sync()
-    assert looking.follower.lineups[trained].production.served.version == 1
-    assert told in looking.follower.following.load_errors[trained]
-    assert looking.follower.lineups["iris"].production.served.version == 1
-    assert looking.follower.following.registry_error is None
-    assert health(looking)["status"] == "degraded"
+    worker.follower.sync()
+    assert worker.follower.lineups[trained].production.served.version == 1
+    assert message in worker.follower.following.load_errors[trained]
+    assert worker.follower.lineups["iris"].production.served.version == 1
+    assert worker.follower.following.registry_error is None
+    assert health(worker)["status"] == "degraded"
 
 
-def test_a_prediction_without_an_end_is_ended_and_counts_as_failed(
+def test_an_endless_prediction_is_ended_and_counts_as_failed(
     service: Service, lab: Lab, trained: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(stored(lab, trained, 2), endless(4, 3, always=False), sample={"input": IRIS_ROW, "output": "setosa"})
@@ -257,7 +257,7 @@ def test_workers_that_start_together_fetch_and_try_a_version_once(
     assert Contract.read(caches[0].folder(record)).target == "species"
 
 
-def test_the_cache_forgets_what_was_not_used_for_longest(service: Service, lab: Lab, trained: str) -> None:
+def test_the_cache_evicts_the_least_recently_used_version(service: Service, lab: Lab, trained: str) -> None:
     cache = Cache(service.settings.model_copy(update={"model_cache_bytes": 1}), lab.registry)
     first, second = (lab.registry.version(trained, number) for number in (1, 2))
     served = cache.folder(lab.registry.version("iris", 1))
@@ -270,7 +270,7 @@ def test_the_cache_forgets_what_was_not_used_for_longest(service: Service, lab: 
     assert served.exists()
 
 
-def test_what_killed_downloads_left_is_removed_at_the_start(service: Service, lab: Lab) -> None:
+def test_remains_of_killed_downloads_are_removed_at_the_start(service: Service, lab: Lab) -> None:
     folder = service.settings.api_cache_dir
     left, busy = folder / f"{'0' * 32}.new", folder / f"{'1' * 32}.new"
     for path in (left, busy):
@@ -290,7 +290,7 @@ def test_a_follower_that_hangs_is_a_fault(service: Service, monkeypatch: pytest.
     assert (shown["status"], shown["registry"]["reachable"]) == ("degraded", False)
     assert "has not followed the registry" in shown["errors"][0]
     monkeypatch.undo()
-    service.follower.loading = ("version 7 of 'iris'", time.monotonic() - 60)
+    service.follower.loader.loading = ("version 7 of 'iris'", time.monotonic() - 60)
     assert health(service)["errors"] == [f"Worker {os.getpid()} has been loading version 7 of 'iris' for 60 seconds."]
 
 

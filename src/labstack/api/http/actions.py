@@ -1,17 +1,15 @@
 """What operators may do, by a request or on the console: move roles, and have every worker look at the registry."""
 
-import time
 from typing import Any, Literal
 
 import structlog
 from flask import request
 from pydantic import BaseModel, ConfigDict, Field
 
-from labstack.api import metrics
 from labstack.api.http.request import service
 from labstack.api.problems import Problem
-from labstack.api.serving.control import REGISTRY, ControlError
-from labstack.api.serving.follower import IncompatibleError, require_compatible
+from labstack.api.serving.look import IncompatibleError, require_compatible
+from labstack.api.serving.reload import converge
 from labstack.model.contract import Contract
 from labstack.registry import moves
 from labstack.registry.client import RegistryError
@@ -56,7 +54,7 @@ class Update(Move):
 def reload() -> dict[str, Any]:
     """Have every worker look at the registry now; what each serves then. Raises Problem, 503, when one cannot."""
     try:
-        converged = _converge()
+        converged = converge(service().control, service().settings.reload_timeout_seconds)
     except Problem as problem:
         _note("reload", f"failed: {problem.detail}")
         raise
@@ -109,7 +107,7 @@ def _tried(asked: Move, version: int) -> Contract:
     """The contract of a version that this API could serve. Raises Problem where it could not, or RegistryError."""
     record = service().client.version(asked.of, version)
     try:
-        return service().follower.tried(record)
+        return service().follower.loader.fetch(record)
     except RegistryError:
         raise
     except Exception as error:  # a version's files may be at fault in any way
@@ -140,7 +138,7 @@ def _moved(move: Any, asked: Move, reason: str, only_from: Roles | None, *argume
         said["only_from"] = only_from
     roles: Roles = move(service().client, service().engine, model, *arguments, **said)
     try:
-        converged = _converge(model)
+        converged = converge(service().control, service().settings.reload_timeout_seconds, model)
     except Problem as problem:
         problem.detail = f"{MOVED}, but not every worker follows yet. {problem.detail}"
         raise
@@ -148,36 +146,3 @@ def _moved(move: Any, asked: Move, reason: str, only_from: Roles | None, *argume
     canary = None if rollout is None else {"version": roles.canary, "weight": rollout.weight, "mode": rollout.mode}
     moved = {"model": model, "production": roles.production, "canary": canary, "previous": roles.previous}
     return moved | converged
-
-
-def _converge(model: str | None = None) -> dict[str, Any]:
-    """Have every worker look at the registry; what each serves then. Raises Problem, 503, when one cannot.
-
-    Asked about one model, what is wrong with others is not looked at.
-    """
-    control, timeout = service().control, service().settings.reload_timeout_seconds
-    try:
-        generation = control.raise_desired()
-    except ControlError as error:
-        metrics.reloads.labels("failed").inc()
-        raise Problem(503, "reload-failed", str(error)) from error
-    deadline = time.monotonic() + timeout
-    while True:
-        states = control.states()
-        lagging = [state.pid for state in states if state.generation < generation]
-        if states and not lagging:
-            break
-        if time.monotonic() > deadline:
-            pids = ", ".join(map(str, lagging)) or "any"
-            metrics.reloads.labels("timeout").inc()
-            raise Problem(503, "reload-timeout", f"No word within {timeout:g} seconds from worker {pids}.")
-        time.sleep(0.01)
-    of_interest = None if model is None else (REGISTRY, model)
-    errors = sorted(
-        {error for state in states for of, error in state.errors.items() if of_interest is None or of in of_interest}
-    )
-    if errors:
-        metrics.reloads.labels("failed").inc()
-        raise Problem(503, "reload-failed", f"What could not be followed is served as before. {' '.join(errors)}")
-    metrics.reloads.labels("ok").inc()
-    return {"generation": generation, "workers": [{"pid": state.pid, "models": state.roles} for state in states]}

@@ -1,8 +1,8 @@
-"""The versions that were fetched, in a folder that outlives the process, and which of them were served last.
+"""The cache on disk: the versions that were fetched, and a list of those that were served last.
 
-Who writes: the follower of each worker, and of each API that shares the folder. A version's files appear whole, by a
-rename, and never change; who fetches or tries a version holds its lock, so that the others wait and find it done.
-`served.json` is replaced whole, and the last writer wins.
+The follower of each worker, and of each API that shares the folder, writes it. A version's files appear whole, by a
+rename, and never change; a worker holds a version's lock while it fetches or tries it, and the others wait and then
+find the result. `served.json` is replaced whole, and the last writer wins.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ from labstack.registry.client import MlflowRest, Version
 from labstack.registry.trial import TrialError, TrialTimeoutError
 from labstack.settings import Settings
 
-TRIED = "tried"  # in a version's folder, what it was tried with
+TRIED = "tried"  # the file, in a version's folder, that names the libraries that it was tried with
 LOCK_POLL_SECONDS = 0.05
 VERSION_FOLDER = re.compile(r"[0-9a-f]{32}")
 
@@ -40,22 +40,22 @@ class Cache:
         self._client = client
 
     def folder(self, record: Version) -> Path:
-        """Where a version's files are, or would be."""
+        """The folder for a version's files, which need not exist."""
         return self._folder / hashlib.sha256(record.source.encode()).hexdigest()[:32]
 
     def prepare(self, record: Version, recalled: bool = False) -> Path:
-        """The folder of a version's files, fetched and tried, unless that was done before; workers may race for it.
+        """Fetch and try a version, unless that was done before; return its folder. Workers may call it at once.
 
-        Raises RegistryError, TrialError, OSError, or ValueError when its contract is none. Files that failed their
-        trial are fetched anew by the next call, in case they were damaged here, unless this one is `recalled` as the
-        registry is away.
+        Raises RegistryError, TrialError, OSError, or ValueError when its contract is not valid. Files that failed their
+        trial are removed, in case they were damaged here, and fetched again by the next call; not so when the version
+        is `recalled` because the registry is away.
         """
         folder = self.folder(record)
         began = time.time()
         with self._lock(folder) as lock:
             if not _was_tried(folder):
                 if os.fstat(lock.fileno()).st_mtime >= began and (failure := lock.read()):
-                    raise TrialError(failure)  # of another worker, while this one waited
+                    raise TrialError(failure)  # in another worker, while this one waited
                 try:
                     self._prepare(record, folder)
                 except Exception as error:
@@ -66,32 +66,32 @@ class Cache:
                     lock.write(str(error))
                     raise
             with suppress(FileNotFoundError):
-                os.utime(folder)  # used now
+                os.utime(folder)  # the time of last use, for eviction
         return folder
 
     def discard(self, record: Version) -> None:
-        """Have a version fetched anew next time, in case it is the cache that is damaged."""
+        """Remove a version's files, so that they are fetched again, in case they were damaged here."""
         folder = self.folder(record)
         with self._lock(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
     def clean(self) -> None:
-        """Remove what killed downloads left behind; ignore what cannot be removed."""
-        for new in self._folder.glob("*.new"):
-            with suppress(OSError), self._lock(new.with_suffix(""), wait=False):
-                shutil.rmtree(new, ignore_errors=True)
+        """Remove the remains of killed downloads, as far as possible."""
+        for remains in self._folder.glob("*.new"):
+            with suppress(OSError), self._lock(remains.with_suffix(""), wait=False):
+                shutil.rmtree(remains, ignore_errors=True)
 
     def remember(self, served: Iterable[Served], gone: Container[str]) -> None:
-        """Note the versions that are served now, for a start without the registry.
+        """Write down the versions that are served, for a start without the registry.
 
-        What was noted of other models stays, but for those that are `gone` from the registry.
+        The entries of other models stay, except for those that are `gone` from the registry.
         """
-        noted = {one.model: {"record": asdict(one.record), "metrics": one.metrics} for one in served}
-        kept = {record.model: (record, metrics) for record, metrics in self.recall()}
-        for model, (record, metrics) in kept.items():
-            if model not in noted and model not in gone:
-                noted[model] = {"record": asdict(record), "metrics": metrics}
-        text = json.dumps([noted[model] for model in sorted(noted)], indent=1)
+        versions = {version.model: (version.record, version.metrics) for version in served}
+        for record, metrics in self.recall():
+            if record.model not in gone:
+                versions.setdefault(record.model, (record, metrics))
+        entries = [{"record": asdict(record), "metrics": metrics} for _, (record, metrics) in sorted(versions.items())]
+        text = json.dumps(entries, indent=1)
         try:
             path = self._folder / "served.json"
             if path.exists() and path.read_text() == text:
@@ -100,19 +100,19 @@ class Cache:
             new = self._folder / f"served.json.{os.getpid()}"
             new.write_text(text)
             new.replace(path)
-        except OSError as error:  # only a later start without the registry would miss it
+        except OSError as error:  # it is needed only for a start without the registry
             log.error("cache not written", error=str(error))
 
     def recall(self) -> list[tuple[Version, dict[str, float]]]:
-        """The versions that were served last, with their metrics; none when nothing is known."""
+        """Return the versions that were served last, with their metrics; an empty list when that is not known."""
         try:
-            noted = json.loads((self._folder / "served.json").read_text())
-            return [(Version(**entry["record"]), dict(entry["metrics"])) for entry in noted]
+            entries = json.loads((self._folder / "served.json").read_text())
+            return [(Version(**entry["record"]), dict(entry["metrics"])) for entry in entries]
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
     def _prepare(self, record: Version, folder: Path) -> None:
-        """Fetch a version's files unless they are there, and try them."""
+        """Try a version's files; fetch them first if they are missing."""
         if not folder.exists():
             new = folder.with_suffix(".new")
             shutil.rmtree(new, ignore_errors=True)
@@ -122,13 +122,13 @@ class Cache:
                 new.rename(folder)
             finally:
                 shutil.rmtree(new, ignore_errors=True)
-            with suppress(OSError):  # what another worker removes meanwhile is removed
+            with suppress(OSError):  # another worker may remove the same files
                 self._evict(folder)
         trial.run(folder, self._settings)
         (folder / TRIED).write_text(trial.environment())
 
     def _evict(self, new: Path) -> None:
-        """Remove the versions that were not used for longest, until all that is kept has room."""
+        """Remove the least recently used versions until the rest is within the size limit."""
         kept = {new, *(self.folder(record) for record, _ in self.recall())}
         folders = [path for path in self._folder.iterdir() if VERSION_FOLDER.fullmatch(path.name)]
         sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in folders}
@@ -142,9 +142,9 @@ class Cache:
 
     @contextmanager
     def _lock(self, folder: Path, wait: bool = True) -> Iterator[IO[str]]:
-        """Hold the lock of a version. Yield the lock's file, which says why the last trial failed, if it did.
+        """Hold the lock of a version. Yield the lock's file, which holds the error of the last trial, if it failed.
 
-        Raises BlockingIOError where it need not wait, and TrialError when it waited longer than the work may take.
+        Raises BlockingIOError when the lock is taken and `wait` is false, and TrialError after a timeout.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + 4 * self._settings.model_load_seconds  # two files, a trial, and a margin
@@ -164,7 +164,7 @@ class Cache:
 
 
 def _was_tried(folder: Path) -> bool:
-    """Whether a version's files were tried with what would load them now."""
+    """Return true when a version's files were tried with the libraries that would load them now."""
     try:
         return (folder / TRIED).read_text() == trial.environment()
     except OSError:

@@ -1,14 +1,16 @@
-"""The control folder: the one thing that gunicorn's workers share.
+"""The control folder: the state that gunicorn's workers share on disk.
 
-It lies where the API's data is, beside those of other APIs that share this place. The processes of an API hold a lock
-on `alive` for as long as any of them runs; the folder of one that is gone is removed when another starts.
+It is in the API's data folder, next to those of other APIs that share it. The processes of an API hold a lock on
+`alive` as long as any of them runs; when an API starts, it removes the folders of APIs that ended. Its files:
 
-`desired` holds a generation, a counter that a reload raises; whoever raises it holds a lock on `lock`. `metrics` holds
-what workers count, in files of prometheus_client, each written by one worker; and `deliveries` the ids of webhooks that
-came, each a file, made by the worker that was first. `wrong-tokens` counts what was tried for the operators' token; who
-counts holds a lock on it. Each worker
-writes `worker-<pid>.json`, nobody else does: the generation that its lineups are true for. The arbiter removes the
-file of a worker that is gone. Files are replaced whole, so that readers never see half of one.
+- `desired`: the generation, a counter that a reload increments under the lock of `lock`.
+- `worker-<pid>.json`: the state of a worker, with the generation that its lineups are true for. Only that worker writes
+  it; the arbiter removes it when the worker has ended.
+- `metrics/`: the counts of prometheus_client, each file written by one worker.
+- `deliveries/`: an empty file for each webhook that arrived, made by the worker that was first.
+- `wrong-tokens`: counters of wrong operators' tokens, written under a lock on the file itself.
+
+`desired` and the workers' files are replaced whole, so that readers never see half of one.
 """
 
 import contextlib
@@ -26,9 +28,9 @@ from pathlib import Path
 
 from labstack.errors import LabError
 
-REGISTRY = ""  # where errors are by model, what keeps a worker from following all of them
+REGISTRY = ""  # the key, among errors by model, of an error that concerns all models
 COUNTERS = 4096  # of wrong tokens
-COUNTER = struct.Struct("=dd")  # the moment of `time.monotonic` at which its period began, and the count since
+COUNTER = struct.Struct("=dd")  # the start of its period, by time.monotonic, and the count since then
 STARTING = -1  # the generation of a worker that has not asked the registry yet
 
 
@@ -38,9 +40,9 @@ class ControlError(LabError):
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One worker's lineups, as versions by model and role, and what kept it from following, by model or REGISTRY.
+    """One worker's lineups, as versions by model and role, and its errors, by model or REGISTRY.
 
-    `contact` is when the registry last answered it, in seconds since 1970.
+    `contact` is the time of the registry's last answer, in seconds since 1970.
     """
 
     pid: int
@@ -58,9 +60,9 @@ class Control:
         self._alive: int | None = None  # the descriptor that holds the lock
 
     def reset(self) -> None:
-        """Make the folder, empty, and remove those of APIs that are gone. Called once, in the arbiter.
+        """Make an empty folder, and remove those of APIs that ended. Called once, in the arbiter.
 
-        Exits when it cannot be made.
+        Exits when the folder cannot be made.
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,7 @@ class Control:
             sys.exit(f"The folder {self.folder} cannot be made: {error.strerror}. API_CACHE_DIR names another place.")
 
     def remove(self) -> None:
-        """Take the folder away."""
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._alive is not None:
             os.close(self._alive)
@@ -91,16 +93,16 @@ class Control:
             return 0
 
     def raise_desired(self) -> int:
-        """Ask every worker to look at the registry again; the generation to wait for. Raises ControlError."""
+        """Ask every worker to look at the registry again; return the generation to wait for. Raises ControlError."""
         with self._written(), (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # also beyond what workers have reached, should the counter have been removed
+            # above the workers' generations too, in case the file of the counter was removed
             generation = 1 + max(self.desired(), *(state.generation for state in self.states()), 0)
             self._replace(self._desired, str(generation))
         return generation
 
     def first(self, delivery: str, seconds: float) -> bool:
-        """Whether a delivery, by its id, comes for the first time; forgotten after twice these seconds.
+        """Return true when a delivery's id is new; ids are kept for twice these seconds.
 
         Raises ControlError.
         """
@@ -108,7 +110,7 @@ class Control:
         with self._written():
             folder.mkdir(exist_ok=True)
             for path in folder.iterdir():
-                with contextlib.suppress(FileNotFoundError):  # another worker was quicker
+                with contextlib.suppress(FileNotFoundError):  # another worker removed it first
                     if path.stat().st_mtime < time.time() - 2 * seconds:
                         path.unlink()
             try:
@@ -118,22 +120,21 @@ class Control:
         return True
 
     def count_wrong_token(self, network: bytes, period_seconds: float) -> tuple[int, float]:
-        """Count a wrong token from a network: how many came from there in its period, and for how long that lasts.
+        """Count a wrong token from a network; return the count of its period, and the seconds until the period ends.
 
-        However many networks there are, they share the counters; those that share one are counted together. Raises
-        OSError.
+        The number of counters is fixed: networks that share one are counted together. Raises OSError.
         """
         self.folder.mkdir(mode=0o700, exist_ok=True)
         digest = hashlib.blake2b(network, digest_size=8).digest()
-        place = int.from_bytes(digest, "big") % COUNTERS * COUNTER.size
+        offset = int.from_bytes(digest, "big") % COUNTERS * COUNTER.size
         descriptor = os.open(self.folder / "wrong-tokens", os.O_RDWR | os.O_CREAT, 0o600)
         with open(descriptor, "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             now = time.monotonic()
-            began, count = COUNTER.unpack(os.pread(descriptor, COUNTER.size, place).ljust(COUNTER.size, b"\0"))
+            began, count = COUNTER.unpack(os.pread(descriptor, COUNTER.size, offset).ljust(COUNTER.size, b"\0"))
             if now - began >= period_seconds:
                 began, count = now, 0
-            os.pwrite(descriptor, COUNTER.pack(began, count + 1), place)
+            os.pwrite(descriptor, COUNTER.pack(began, count + 1), offset)
         return int(count) + 1, began + period_seconds - now
 
     def report(self, state: WorkerState) -> None:
@@ -142,24 +143,24 @@ class Control:
             self._replace(self._path(state.pid), json.dumps(asdict(state)))
 
     def forget(self, pid: int) -> None:
-        """Remove the state of a worker that is gone."""
-        with contextlib.suppress(OSError):  # else the arbiter would end
+        """Remove the state of a worker that ended."""
+        with contextlib.suppress(OSError):  # an error would end the arbiter
             self._path(pid).unlink()
 
     def states(self) -> list[WorkerState]:
-        """The states of all workers, by process id."""
+        """Return the states of all workers, in the order of process ids."""
         states = []
         for path in self.folder.glob("worker-*.json"):
             try:
                 fields = json.loads(path.read_text())
-            except FileNotFoundError:  # its worker went just now
+            except FileNotFoundError:  # its worker ended just now
                 continue
             states.append(WorkerState(**fields))
         return sorted(states, key=lambda state: state.pid)
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
-        """Write to the folder, which is made when somebody removed it. Raises ControlError."""
+        """Write to the folder in this context; make it again if it was removed. Raises ControlError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             yield
@@ -178,7 +179,7 @@ class Control:
 
 
 def _is_alive(folder: Path) -> bool:
-    """Whether the API of a control folder runs, or is another user's."""
+    """Return true when the API of a control folder runs, or belongs to another user."""
     try:
         with (folder / "alive").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What one worker serves of one model: an immutable object, swapped by reference."""
+"""The lineup: the versions that one worker serves of one model, an immutable object that is swapped by reference."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from labstack.registry.roles import Rollout
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A loaded version; equal to none but itself."""
+    """A loaded version. It is equal only to itself."""
 
     record: Version
     metrics: dict[str, float]
@@ -27,12 +27,12 @@ class Served:
 
     @cached_property
     def results(self) -> Results:
-        """What turns its predictions into the results of an answer."""
+        """The writer of its predictions as JSON."""
         return Results(self.contract)
 
     @cached_property
     def layout(self) -> Layout:
-        """Where what it sees and says is counted."""
+        """The layout of the counts of its inputs and predictions."""
         return Layout(self.contract)
 
     @property
@@ -46,7 +46,7 @@ class Served:
 
 @dataclass(frozen=True, eq=False)
 class Role:
-    """A version in its role, and since when; `block` is what each of its answers says of both, as JSON."""
+    """A version in its role, since a time; `block` is the JSON about both that is in each of its answers."""
 
     name: str
     served: Served
@@ -55,14 +55,14 @@ class Role:
 
     @classmethod
     def of(cls, name: str, served: Served, **more: Any) -> Self:
-        """The role that a version has from now on; `more` is what a role has beyond these."""
+        """Return the role of a version from now on; `more` are the fields of a subclass."""
         fields = {"name": served.model, "version": served.version, "role": name, "runtime": served.predictor.runtime}
         return cls(name, served, datetime.now(UTC), orjson.Fragment(orjson.dumps(fields)), **more)
 
 
 @dataclass(frozen=True, eq=False)
 class Canary(Role):
-    """A version beside production, and how it gets its requests."""
+    """A version that is compared with production, and its rollout: its share of the requests."""
 
     rollout: Rollout
 
@@ -71,9 +71,9 @@ class Canary(Role):
         return hashlib.sha256(self.served.record.source.encode()).digest()
 
     def gets(self, key: bytes) -> bool:
-        """Whether a request is in the canary's share: for one key always the same, in every worker and replica.
+        """Return true when a request is in the canary's share, the same for one key in every worker and replica.
 
-        The key is hashed with the version's source, so that another canary gets other callers.
+        The key is hashed with the version's source, so that each canary gets different callers.
         """
         digest = hashlib.blake2b(key, digest_size=8, key=self._salt).digest()
         return int.from_bytes(digest, "big") < self.rollout.weight * 2**64
@@ -88,7 +88,7 @@ class Lineup:
 
     @cached_property
     def trial(self) -> str:
-        """The step of the canary's trial, by a name that every replica gives it; empty without a canary."""
+        """The name of the current step of the canary's trial, the same in every replica; empty without a canary."""
         canary = self.canary
         if canary is None:
             return ""
@@ -100,14 +100,17 @@ class Lineup:
         return (self.production,) if self.canary is None else (self.production, self.canary)
 
     def pick(self, key: bytes) -> Role:
-        """Who answers a request, by its sticky key."""
+        """Return the role that answers a request with a sticky key."""
         canary = self.canary
         if canary is not None and canary.rollout.mode == "split" and canary.gets(key):
             return canary
         return self.production
 
     def beside(self, role: Role, key: bytes) -> Served | None:
-        """Who predicts a request too, off its path: a canary in shadow, or production what a canary answered."""
+        """Return the version that also predicts a request, off its path, to be compared; None when there is none.
+
+        That is a canary in shadow, or production for a request that the canary answered.
+        """
         canary = self.canary
         if canary is None:
             return None

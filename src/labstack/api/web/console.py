@@ -16,6 +16,7 @@ from labstack.api.recording.counter import PERIODS
 from labstack.api.rollout import assessment
 from labstack.api.rollout.assessment import Drifted
 from labstack.api.service import Service
+from labstack.api.serving.refusal import refusal
 from labstack.errors import LabError
 from labstack.monitoring import drift
 from labstack.monitoring.counts import Counts
@@ -79,7 +80,7 @@ def page(service: Service, model: str, no_moves: str, versions_before: int) -> d
         "auto": settings.canary_auto,
         "thresholds": assessment.thresholds(settings),
         "prediction_log": settings.prediction_log,
-        "refusal": "" if lineup else service.refusal(model).detail,
+        "refusal": "" if lineup else refusal(service.settings, service.follower, model).detail,
         "audit": _part(lambda: audit.history(service.engine, model, limit=ENTRIES)),
         "versions": Part(versions, registered.error),
         "metrics": _columns(versions),

@@ -1,4 +1,4 @@
-"""Connections that are kept alive are spread over the workers."""
+"""Kept-alive connections are balanced over the workers."""
 
 import http.client
 import json
@@ -13,12 +13,12 @@ from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api, wait_until
 def test_a_burst_of_connections_is_shared_evenly(lab: Lab, tmp_path: Path) -> None:
     with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, api_workers=4) as api:
         wait_until(lambda: len(ask(f"{api.url}/admin/reload", b"", "POST").json["workers"]) == 4, 30, "4 workers")
-        # 8 each, but for a worker that this machine leaves no time for
+        # 8 each, unless a worker gets no CPU time
         assert min(most(api) for _ in range(3)) <= 12
 
 
 def most(api: Process) -> int:
-    """The most connections, of a burst of 32, that one worker has."""
+    """Open a burst of 32 connections; return the largest number in one worker."""
     connections = [http.client.HTTPConnection("localhost", int(api.url.rpartition(":")[2])) for _ in range(32)]
     for connection in connections:
         connection.connect()
@@ -33,7 +33,7 @@ def most(api: Process) -> int:
 
 
 def owner(connection: http.client.HTTPConnection, arbiter: int) -> int:
-    """The process id of the worker that holds the other end of a connection."""
+    """Return the process id of the worker that holds the other end of a connection."""
     local = connection.sock.getsockname()[1]
     for child in psutil.Process(arbiter).children():
         for held in child.net_connections("tcp"):
