@@ -73,13 +73,13 @@ def test_values_beyond_the_range_of_training_are_counted_and_named(app: Flask) -
     service = app.extensions["labstack"]
     service.recorder.start()
     labels = {"model": "iris", "version": "1", "role": "production"}
-    before = metrics.total(metrics.outside, **labels).get((), 0)
+    before = metrics.total(metrics.out_of_range, **labels).get((), 0)
     answer = (
         app.test_client().post("/predict", json=[IRIS_ROW, IRIS_ROW | {"petal_width": 99, "petal_length": -1}]).json
     )
     fields = [warning["field"] for warning in answer["warnings"]]
     assert fields == ["rows[1].petal_length", "rows[1].petal_width"]
-    wait_until(lambda: metrics.total(metrics.outside, **labels).get((), 0) == before + 2, 10, "both are counted")
+    wait_until(lambda: metrics.total(metrics.out_of_range, **labels).get((), 0) == before + 2, 10, "both are counted")
     service.recorder.stop()
 
 

@@ -41,7 +41,7 @@ requests = Counter("labstack_requests", "Requests answered, by the endpoint's pa
 problems = Counter("labstack_problems", "Answers that are errors, by the kind of problem.", ("kind",))
 predictions = Counter("labstack_predictions", "Requests that a version answered with predictions.", BY_ROLE)
 rows = Counter("labstack_predicted_rows", "Rows that a version predicted for callers.", BY_ROLE)
-outside = Counter(
+out_of_range = Counter(
     "labstack_out_of_range_values", "Values beyond the range of training, predicted all the same.", BY_ROLE
 )
 classes = Counter("labstack_predicted_classes", "Rows by the class that was predicted.", (*BY_ROLE, "class"))
@@ -146,6 +146,11 @@ class Counts:
         if is_new:  # by another thread: a full log counts the lines that it drops, and the library's lock is held here
             told = {"error": _faults[self._name]}
             threading.Thread(target=log.error, args=("metrics not written",), kwargs=told).start()
+
+
+def count_dropped(kind: str) -> None:
+    """Count one thing that was not recorded."""
+    dropped.labels(kind).inc()
 
 
 def fault() -> str | None:
