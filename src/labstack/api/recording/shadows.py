@@ -70,9 +70,7 @@ class Shadows:
                 if is_canary:
                     metrics.shadowed.labels(*labels, "failed").inc(len(rows))
                     self._counter.add_shadow_failure(canary, trial)
-                if is_canary or not isinstance(
-                    error, ContractError
-                ):  # production may reject rows
+                if is_canary or not isinstance(error, ContractError):  # production may reject rows
                     log.error("shadow failed", model=labels[0], version=target.version, error=str(error))
 
 
