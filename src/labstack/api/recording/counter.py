@@ -54,8 +54,8 @@ class WindowCounter:
     ) -> None:
         """Count requests that a version answered: a matrix and a latency of each, and the outputs of all."""
         layout = role.served.layout
-        features, sums, squares = layout.place(matrices[0] if len(matrices) == 1 else np.concatenate(matrices))
-        output_bins = layout.place_outputs(outputs)
+        features, sums, squares = layout.count(matrices[0] if len(matrices) == 1 else np.concatenate(matrices))
+        output_bins = layout.count_outputs(outputs)
         latency_bins = np.searchsorted(LATENCY_EDGES, np.array(latencies_ms) / 1000)
         latency = np.bincount(latency_bins, minlength=len(LATENCY_EDGES) + 1)
         with self._lock:
@@ -83,19 +83,19 @@ class WindowCounter:
     ) -> None:
         """Count a request whose rows both canary and production predicted: the outputs of each, and equal ones."""
         layout = canary.served.layout
-        own_bins, production_bins = layout.place_outputs(own), layout.place_outputs(production)
+        own_bins, production_bins = layout.count_outputs(own), layout.count_outputs(production)
         with self._lock:
             counts = self._current(canary, trial)
             counts.own += own_bins
             counts.production += production_bins
-            counts.beside += 1
+            counts.shadowed += 1
             counts.agreed += agreed
             counts.differed += len(own) - agreed
 
     def add_shadow_failure(self, canary: Role, trial: str) -> None:
         """Count a request that a canary failed to predict in shadow."""
         with self._lock:
-            self._current(canary, trial).failed_beside += 1
+            self._current(canary, trial).shadow_failures += 1
 
     def take(self) -> dict[WindowKey, Window]:
         """Return the windows that changed since the last call, and forget those of ended periods."""
