@@ -18,7 +18,7 @@ from prometheus_client.mmap_dict import mmap_key
 from sqlalchemy import Engine
 
 from labstack.api import health, metrics
-from labstack.api.rollout import assessment
+from labstack.api.rollout import gauges
 from labstack.settings import ROOT, Settings
 from tests.conftest import IRIS_ROW, fill, small_disk, wait_until
 
@@ -27,7 +27,7 @@ def test_the_readme_lists_every_metric(engine: Engine) -> None:
     own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
     assert all(metric.__class__.__name__ in ("Counter", "Gauge", "Histogram") for metric in own)
     names = {metric._name + ("_total" if isinstance(metric, Counter) else "") for metric in own}
-    names |= {metric.name for metric in [*assessment.gauges(engine, Settings(), {}), health.gauge("", True)]}
+    names |= {metric.name for metric in [*gauges.compute(engine, Settings(), {}), health.gauge("", True)]}
     assert set(re.findall(r"^\| `(labstack_\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)) == names
 
 
@@ -40,14 +40,14 @@ def test_gauges_are_those_of_now_or_the_last_ones_while_the_database_keeps_every
         answers.wait(30)
         return [Metric(f"number_{asked}", "", "gauge")]
 
-    gauges = assessment.Gauges(compute)
-    assert gauges.latest() == []
-    assert gauges.latest() == []
+    latest = gauges.Gauges(compute)
+    assert latest.latest() == []
+    assert latest.latest() == []
     answers.set()
-    assert [metric.name for metric in gauges.latest()] == ["number_1"], "two that asked shared one computation"
-    assert [metric.name for metric in gauges.latest()] == ["number_2"]
+    assert [metric.name for metric in latest.latest()] == ["number_1"], "two that asked shared one computation"
+    assert [metric.name for metric in latest.latest()] == ["number_2"]
     answers.clear()
-    assert [metric.name for metric in gauges.latest()] == ["number_2"]
+    assert [metric.name for metric in latest.latest()] == ["number_2"]
     answers.set()
 
 
@@ -86,7 +86,7 @@ def test_values_beyond_the_range_of_training_are_counted_and_named(app: Flask) -
 def known_metrics(engine: Engine) -> set[str]:
     """Every series that `/metrics` may hold."""
     own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
-    names = {metric.name for metric in assessment.gauges(engine, Settings(), {})}
+    names = {metric.name for metric in gauges.compute(engine, Settings(), {})}
     names.add(health.gauge("http://registry", True).name)
     for metric in own:
         kind = metric.__class__.__name__

@@ -9,8 +9,8 @@ from sqlalchemy import Engine
 
 from labstack.api.problems import Problem
 from labstack.api.recording.recorder import Recorder
-from labstack.api.rollout import assessment
 from labstack.api.rollout.controller import Controller
+from labstack.api.rollout.gauges import Gauges, compute
 from labstack.api.serving.cache import Cache
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
@@ -68,9 +68,9 @@ class Service:
         return connect(self.settings.lab_database_url)
 
     @cached_property
-    def gauges(self) -> assessment.Gauges:
-        """What `/metrics` tells of drift and of canaries."""
-        return assessment.Gauges(lambda: assessment.gauges(self.engine, self.settings, self.follower.lineups))
+    def gauges(self) -> Gauges:
+        """The gauges of drift and canaries for `/metrics`."""
+        return Gauges(lambda: compute(self.engine, self.settings, self.follower.lineups))
 
     def role(self, lineup: Lineup, version: int) -> Role:
         """The role that serves a version by its number. Raises Problem when none does."""
