@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates the connection that labstack.store.database.migrate hands over."""
+"""Alembic's entry: migrates the connection that labstack.store.database.migrate passes."""
 
 from alembic import context
 

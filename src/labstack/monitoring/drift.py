@@ -93,10 +93,10 @@ def histogram(bins: Bins, now: Ints) -> Histogram:
         bars = [side[: len(names)].astype(float).tolist() for side in sides]
     else:
         names, bars = _even_bars(bins, now)
-    used = [place for place in range(len(names)) if place < MOST_NAMES or any(side[place] for side in bars)]
+    used = [bar for bar in range(len(names)) if bar < MOST_NAMES or any(side[bar] for side in bars)]
     totals = [max(sum(side), 1.0) for side in bars]
-    reference, current = ([side[place] / total for place in used] for side, total in zip(bars, totals, strict=True))
-    return Histogram([names[place] for place in used], reference, current)
+    reference, current = ([side[bar] / total for bar in used] for side, total in zip(bars, totals, strict=True))
+    return Histogram([names[bar] for bar in used], reference, current)
 
 
 def _even_bars(bins: Bins, now: Ints) -> tuple[list[str], list[list[float]]]:
@@ -115,8 +115,8 @@ def _even_bars(bins: Bins, now: Ints) -> tuple[list[str], list[list[float]]]:
         missing = [float(side[-1])] if bins.missing else []
         bars.append([float(below), *np.diff(cumulative).tolist(), float(above), *missing])
     names = [f"below {low:.3g}", *names, f"above {high:.3g}", *(["missing"] if bins.missing else [])]
-    used = [place for place in range(len(names)) if 0 < place <= BARS or any(side[place] for side in bars)]
-    return [names[place] for place in used], [[side[place] for place in used] for side in bars]
+    used = [bar for bar in range(len(names)) if 0 < bar <= BARS or any(side[bar] for side in bars)]
+    return [names[bar] for bar in used], [[side[bar] for bar in used] for side in bars]
 
 
 def _drift(bins: Bins, now: Ints, thresholds: Thresholds, total: float | None = None, squares: float = 0.0) -> Drift:
