@@ -1,4 +1,4 @@
-"""Imports go one way: settings ← store, model ← registry, monitoring ← api, and ← training ← cli."""
+"""Imports go one way: from the entries to the ground between rooms, and from top to bottom inside `api`."""
 
 import ast
 import sys
@@ -54,6 +54,45 @@ def test_imports_go_one_way(path: Path) -> None:
     assert rooms <= ALLOWED[room] | {"errors", "settings"}
 
 
+# the rooms of api/ from top to bottom
+API_ROOMS = (
+    "server",
+    "app",
+    "routes",
+    "web",
+    "http",
+    "health",
+    "predicting",
+    "service",
+    "rollout",
+    "recording",
+    "serving",
+    "problems",
+    "metrics",
+)
+CHECKED_ROOMS = [room for room in API_ROOMS if room not in ("web", "http")]
+
+
+def api_room(module: str) -> str | None:
+    """The room inside api/ of a module by its full name; None for a module elsewhere."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["labstack", "api"] and len(parts) > 2 else None
+
+
+def test_every_room_of_the_api_has_a_place_in_the_order() -> None:
+    names = {path.name.removesuffix(".py") for path in (PACKAGE / "api").iterdir()} - {"__init__", "__pycache__"}
+    assert names == set(API_ROOMS)
+
+
+@pytest.mark.parametrize("room", CHECKED_ROOMS)
+def test_imports_inside_the_api_go_down(room: str) -> None:
+    above = API_ROOMS[: API_ROOMS.index(room)]
+    path = PACKAGE / "api" / room
+    for file in path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
+        upward = {name for name in imported(file) if api_room(name) in above}
+        assert not upward, f"{file.relative_to(PACKAGE)} imports {', '.join(sorted(upward))}; move it down, or pass it"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "conda-cfg").glob("environment-*.yml")), ids=lambda path: path.stem)
 def test_environment_files_pin_each_package_from_conda_forge_alone(path: Path) -> None:
     environment = yaml.safe_load(path.read_text())
@@ -90,7 +129,28 @@ BROUGHT_BY = {"werkzeug": "flask"}  # by the very package that our code uses it 
 def module_path(name: str) -> Path | None:
     """The file of a module of ours."""
     path = ROOT / "src" / Path(*name.split("."))
-    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.exists()), None)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
+
+
+def packages_reached(entries: list[str]) -> set[str]:
+    """The packages of others that our modules import, directly or through other modules of ours."""
+    seen, ahead, packages = set[str](), set(entries), set[str]()
+    while ahead:
+        name = ahead.pop()
+        seen.add(name)
+        package = name.split(".")[0]
+        if package == "labstack":
+            path = module_path(name)
+            ahead |= (imported(path) if path else set()) - seen
+        elif package not in sys.stdlib_module_names:
+            packages.add(package)
+    return packages
+
+
+@pytest.mark.parametrize("module", ["call", "tables", "tensors"])
+def test_parsing_a_request_reaches_no_database(module: str) -> None:
+    packages = packages_reached([f"labstack.api.predicting.{module}"])
+    assert not packages & {"alembic", "flask", "sqlalchemy"}
 
 
 @pytest.mark.parametrize(
@@ -110,16 +170,7 @@ def module_path(name: str) -> Path | None:
     ],
 )
 def test_an_environment_names_all_that_its_service_imports(service: str, entries: list[str]) -> None:
-    seen, ahead, foreign = set[str](), set(entries), set[str]()
-    while ahead:
-        name = ahead.pop()
-        seen.add(name)
-        if name.startswith("labstack"):
-            path = module_path(name)
-            ahead |= (imported(path) if path else set()) - seen
-        elif name.split(".")[0] not in sys.stdlib_module_names:
-            root = name.split(".")[0]
-            foreign.add(BROUGHT_BY.get(root, root))
+    foreign = {BROUGHT_BY.get(package, package) for package in packages_reached(entries)}
     environment = yaml.safe_load((ROOT / "conda-cfg" / f"environment-{service}.yml").read_text())
     named = {line.partition("=")[0] for line in environment["dependencies"]}
     assert foreign - {IMPORTED_AS.get(name, name.replace("-", "_")) for name in named} == set()

@@ -1,7 +1,7 @@
-"""Logging: one JSON object a line, or readable lines where a person watches; the same for every library's records.
+"""Logging: one JSON object a line, or readable lines on a terminal; the same form for the records of every library.
 
-Several workers write to one pipe. What is written at once is whole lines of PIPE_BUF bytes at most, which the kernel
-never mixes; so a longer line is shortened.
+Several workers write to one pipe. Each write holds whole lines of at most PIPE_BUF bytes, which the kernel never
+mixes; so longer lines are shortened.
 """
 
 import logging
@@ -18,8 +18,8 @@ import structlog
 
 from labstack.background import Background
 
-# what MLflow warns of when it is imported; that it misses pip, which nothing here needs; each retry of a call; how
-# alembic goes about a migration
+# MLflow's warnings on import, its warning that pip is missing, which the lab does not need, urllib3's retries, and
+# Alembic's steps
 NOISE = (
     "mlflow.types.type_hints",
     "mlflow.utils.environment",
@@ -32,14 +32,14 @@ WAITING_LINES = 10_000
 
 
 class Output:
-    """Where lines go: straight to a stream, or by a thread of its own, so that nobody waits for a reader."""
+    """Writes lines to a stream, directly or in a thread, so that no caller waits for the stream's reader."""
 
     def __init__(self, stream: TextIO) -> None:
         self.use(stream)
         self._background: Background[str] | None = None
 
     def use(self, stream: TextIO) -> None:
-        """Write to a stream from now on."""
+        """Write to another stream from now on."""
         self._stream = stream
         self.is_terminal = stream.isatty()
 
@@ -50,30 +50,30 @@ class Output:
             self._background.put(line)
 
     def start(self, dropped: Callable[[], None]) -> None:
-        """Write by a thread from now on; `dropped` is called for each line that is not written, as too many wait."""
+        """Write in a thread from now on; `dropped` is called for each line that does not fit its queue."""
         self._background = Background("logs", self._write, dropped, WAITING_LINES)
         self._background.start()
 
     def stop(self) -> None:
-        """Write what waits, and straight to the stream from then on."""
+        """Write the lines that wait, and further ones directly."""
         if self._background is not None:
             self._background.stop(seconds=3)
             self._background = None
 
     def _write(self, lines: list[str]) -> None:
-        together = ""
+        joined = ""
         for line in lines:
-            if together and len((together + line).encode()) > LINE_BYTES:
-                self._put_out(together)
-                together = ""
-            together += line + "\n"
-        self._put_out(together)
+            if joined and len((joined + line).encode()) > LINE_BYTES:
+                self._put_out(joined)
+                joined = ""
+            joined += line + "\n"
+        self._put_out(joined)
 
     def _put_out(self, text: str) -> None:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except (OSError, ValueError):  # nobody reads any more, or the disk is full: no reason to stop the service
+        except (OSError, ValueError):  # the reader is gone or the disk is full, which must not stop the service
             pass
 
 
@@ -97,7 +97,7 @@ def _line(fields: dict[str, Any]) -> str:
         sizes = {name: len(_dumps(value)) for name, value in fields.items()}
         fields["shortened"] = True
         for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
-            value = fields[name]  # of a text, as a traceback, the end says most
+            value = fields[name]  # the end of a text, such as a traceback, is the most useful part
             fields[name] = _end(value) if isinstance(value, str) else f"{sizes[name]} bytes, left out"
             text = _dumps(fields)
             if len(text) <= LINE_BYTES:
@@ -106,7 +106,7 @@ def _line(fields: dict[str, Any]) -> str:
 
 
 def _end(text: str) -> str:
-    """The end of a text, as much as 1,000 bytes of JSON hold."""
+    """Return the end of a text, at most 1,000 bytes of JSON."""
     end = text[-1000:]
     while len(_dumps(end)) > 1000:
         end = end[len(end) // 2 :]
@@ -141,7 +141,7 @@ def configure(level: str, stream: TextIO = sys.stdout) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for name in ("mlflow", "alembic"):  # they bring handlers of their own
+    for name in ("mlflow", "alembic"):  # they install handlers
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     for name in NOISE:
@@ -161,7 +161,7 @@ def configure(level: str, stream: TextIO = sys.stdout) -> None:
 
 
 def info(message: str, fields: dict[str, Any]) -> None:
-    """Log one line of our own as `configure` has it, in a tenth of the time that the loggers take for it."""
+    """Log one line in the form that `configure` sets, in a tenth of the time that the loggers take."""
     if not logging.getLogger().isEnabledFor(logging.INFO):
         return
     if output.is_terminal:

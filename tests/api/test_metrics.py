@@ -18,7 +18,7 @@ from prometheus_client.mmap_dict import mmap_key
 from sqlalchemy import Engine
 
 from labstack.api import health, metrics
-from labstack.api.rollout import assessment
+from labstack.api.rollout import gauges
 from labstack.settings import ROOT, Settings
 from tests.conftest import IRIS_ROW, fill, small_disk, wait_until
 
@@ -27,7 +27,7 @@ def test_the_readme_lists_every_metric(engine: Engine) -> None:
     own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
     assert all(metric.__class__.__name__ in ("Counter", "Gauge", "Histogram") for metric in own)
     names = {metric._name + ("_total" if isinstance(metric, Counter) else "") for metric in own}
-    names |= {metric.name for metric in [*assessment.gauges(engine, Settings(), {}), health.gauge("", True)]}
+    names |= {metric.name for metric in [*gauges.compute(engine, Settings(), {}), health.gauge("", True)]}
     assert set(re.findall(r"^\| `(labstack_\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)) == names
 
 
@@ -40,14 +40,14 @@ def test_gauges_are_those_of_now_or_the_last_ones_while_the_database_keeps_every
         answers.wait(30)
         return [Metric(f"number_{asked}", "", "gauge")]
 
-    gauges = assessment.Gauges(compute)
-    assert gauges.latest() == []
-    assert gauges.latest() == []
+    latest = gauges.Gauges(compute)
+    assert latest.latest() == []
+    assert latest.latest() == []
     answers.set()
-    assert [metric.name for metric in gauges.latest()] == ["number_1"], "two that asked shared one computation"
-    assert [metric.name for metric in gauges.latest()] == ["number_2"]
+    assert [metric.name for metric in latest.latest()] == ["number_1"], "two that asked shared one computation"
+    assert [metric.name for metric in latest.latest()] == ["number_2"]
     answers.clear()
-    assert [metric.name for metric in gauges.latest()] == ["number_2"]
+    assert [metric.name for metric in latest.latest()] == ["number_2"]
     answers.set()
 
 
@@ -73,20 +73,20 @@ def test_values_beyond_the_range_of_training_are_counted_and_named(app: Flask) -
     service = app.extensions["labstack"]
     service.recorder.start()
     labels = {"model": "iris", "version": "1", "role": "production"}
-    before = metrics.total(metrics.outside, **labels).get((), 0)
+    before = metrics.total(metrics.out_of_range, **labels).get((), 0)
     answer = (
         app.test_client().post("/predict", json=[IRIS_ROW, IRIS_ROW | {"petal_width": 99, "petal_length": -1}]).json
     )
     fields = [warning["field"] for warning in answer["warnings"]]
     assert fields == ["rows[1].petal_length", "rows[1].petal_width"]
-    wait_until(lambda: metrics.total(metrics.outside, **labels).get((), 0) == before + 2, 10, "both are counted")
+    wait_until(lambda: metrics.total(metrics.out_of_range, **labels).get((), 0) == before + 2, 10, "both are counted")
     service.recorder.stop()
 
 
 def known_metrics(engine: Engine) -> set[str]:
     """Every series that `/metrics` may hold."""
     own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
-    names = {metric.name for metric in assessment.gauges(engine, Settings(), {})}
+    names = {metric.name for metric in gauges.compute(engine, Settings(), {})}
     names.add(health.gauge("http://registry", True).name)
     for metric in own:
         kind = metric.__class__.__name__

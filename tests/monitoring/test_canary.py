@@ -57,7 +57,7 @@ def behaved(rng: np.random.Generator, version: Version, requests: int, canary: b
         differs = rng.random(counts.requests) > version.agreement
         counts.differed = int(differs.sum())
         counts.agreed = counts.requests - counts.differed
-        counts.beside = counts.requests
+        counts.shadowed = counts.requests
         counts.production += np.bincount(production, minlength=2)
         counts.own += np.bincount(production & ~differs, minlength=2)  # a wrong one says a where it is b
         counts.own[0] = counts.requests - counts.own[1]
@@ -141,7 +141,7 @@ def test_a_shadow_is_judged_by_the_rows_beside_production() -> None:
     verdict = judge(production, shadow, (Fed(), Fed()), RULES, shadow=True)
     assert verdict.outcome == "advance"
     assert [check.name for check in verdict.checks] == ["errors", "agreement", "predictions"]
-    failing = replace(shadow, failed_beside=11)
+    failing = replace(shadow, shadow_failures=11)
     assert judge(production, failing, (Fed(), Fed()), RULES, shadow=True).outcome == "roll back"
 
 

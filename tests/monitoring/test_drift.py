@@ -68,11 +68,11 @@ def counted(layout: Layout, matrix: Matrix, said: list[str], parts: int = 3) -> 
     total = layout.empty()
     for part, outputs in zip(np.array_split(matrix, parts), np.array_split(np.array(said), parts), strict=True):
         counts = layout.empty()
-        features, sums, squares = layout.place(part)
+        features, sums, squares = layout.count(part)
         counts.features += features
         counts.sums += sums
         counts.squares += squares
-        counts.outputs += layout.place_outputs(outputs.tolist())
+        counts.outputs += layout.count_outputs(outputs.tolist())
         counts.rows += len(part)
         total.add(Counts.loads(counts.dumps()))
     return total
@@ -192,12 +192,12 @@ def test_every_value_falls_into_one_bin(numbers: list[float]) -> None:
     layout = Layout(
         Contract(task="regression", target="y", features=(feature,), classes=(), sample=Sample(input={}, output=1.0))
     )
-    bins, _, _ = layout.place(np.array(numbers)[:, None])
+    bins, _, _ = layout.count(np.array(numbers)[:, None])
     assert bins.sum() == len(numbers)
     assert bins[-1] == sum(map(math.isnan, numbers))
     assert bins[0] == sum(value < -1 for value in numbers)
     assert bins[-2] == sum(value > 3 for value in numbers)
-    learnt_bins, _, _ = layout.place(learnt)
+    learnt_bins, _, _ = layout.count(learnt)
     assert learnt_bins.tolist() == layout.features[0].reference.tolist()
 
 

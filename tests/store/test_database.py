@@ -13,9 +13,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, event, text
 
-from labstack.store import audit, database, datasets  # noqa: F401  # the tables that are compared
+from labstack.store import audit, datasets, sqlite  # noqa: F401  # the tables that are compared
 from labstack.store.audit import Entry, role_moves
-from labstack.store.database import DatabaseError, Table, connect, migrate, moving, reading, writing
+from labstack.store.database import Base, DatabaseError, connect, migrate, moving, reading, writing
 from tests.conftest import environment
 
 
@@ -34,7 +34,7 @@ def test_sqlite_is_set_up_for_several_processes(engine: Engine) -> None:
 
 def test_the_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> None:
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
 def test_migrating_again_changes_nothing(engine: Engine) -> None:
@@ -121,7 +121,7 @@ def test_a_database_that_somebody_locked_is_said_so(engine: Engine) -> None:
 
 
 def test_a_query_without_an_end_is_given_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "READ_SECONDS", 0.1)
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
     with pytest.raises(DatabaseError, match="interrupted"), reading(engine) as session:
         session.execute(text(endless))

@@ -15,10 +15,11 @@ from sqlalchemy import Engine, select
 
 from labstack.store import datasets
 from labstack.store.database import reading
-from labstack.store.datasets import Column, Dataset, DatasetError
+from labstack.store.datasets import Dataset
+from labstack.store.rows import Column, DatasetError, Rows
 
 
-def load(engine: Engine, tmp_path: Path, text: str) -> datasets.Rows:
+def load(engine: Engine, tmp_path: Path, text: str) -> Rows:
     path = tmp_path / "table.csv"
     path.write_text(text)
     datasets.load_csv(engine, path, "table")

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, create_engine, select, text
 from labstack.errors import LabError
 from labstack.registry import moves
 from labstack.store import audit, datasets, predictions
-from labstack.store.database import DatabaseError, Table, connect, migrate, reading, writing
+from labstack.store.database import Base, DatabaseError, connect, migrate, reading, writing
 from labstack.store.predictions import Prediction
 from labstack.training import data
 from tests.api.recording.test_prediction_log import accounted, load, reachable
@@ -104,7 +104,7 @@ def test_many_migrate_at_once_and_the_tables_are_those_of_the_code(url: str) -> 
     for thread in threads:
         thread.join()
     with engines[0].connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     for engine in engines:
         engine.dispose()
 

@@ -359,7 +359,7 @@ def test_a_registry_that_goes_midway_costs_nothing_that_was_computed(lab: Lab, n
 
 
 def test_a_dataset_that_vanished_is_said_so(lab: Lab) -> None:
-    with pytest.raises(datasets.DatasetError, match="there are: "):
+    with pytest.raises(datasets.UnknownDatasetError, match="there are: "):
         lab.train("iris", data={"dataset": "gone", "target": "species"})
 
 

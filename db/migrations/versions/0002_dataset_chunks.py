@@ -1,4 +1,4 @@
-"""Rows of datasets in chunks, a column of each after the other, instead of one by one."""
+"""Rows of datasets in chunks, column by column, instead of one by one."""
 
 import json
 
@@ -33,15 +33,15 @@ def upgrade() -> None:
     rows = sa.table("dataset_rows", sa.column("id"), sa.column("dataset_id"), sa.column("cells", sa.JSON))
     for dataset, columns, loaded_at in connection.execute(sa.select(datasets)).all():
         query = sa.select(rows.c.cells).where(rows.c.dataset_id == dataset).order_by(rows.c.id)
-        for part in connection.execute(query).scalars().partitions(ROWS):
-            values = {"dataset_id": dataset, "rows": len(part), "added_at": loaded_at}
-            chunk = connection.execute(chunks.insert().values(values).returning(chunks.c.id)).scalar_one()
-            for position, (column, found) in enumerate(zip(columns, zip(*part, strict=True), strict=True)):
-                numbers = column["type"] == "number"
-                data = np.array(found, "<f8").tobytes() if numbers else json.dumps(found).encode()
+        for batch in connection.execute(query).scalars().partitions(ROWS):
+            row = {"dataset_id": dataset, "rows": len(batch), "added_at": loaded_at}
+            chunk = connection.execute(chunks.insert().values(row).returning(chunks.c.id)).scalar_one()
+            for position, (column, values) in enumerate(zip(columns, zip(*batch, strict=True), strict=True)):
+                is_number = column["type"] == "number"
+                data = np.array(values, "<f8").tobytes() if is_number else json.dumps(values).encode()
                 connection.execute(cells.insert().values(chunk_id=chunk, position=position, data=data))
     op.drop_table("dataset_rows")
 
 
 def downgrade() -> None:
-    raise NotImplementedError("Rows in chunks cannot go back to rows one by one; restore a backup.")
+    raise NotImplementedError("Rows in chunks cannot be turned back into single rows; restore a backup.")

@@ -6,7 +6,7 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # which numbers rows by itself only where it is INTEGER
+BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers rows only in INTEGER columns
 
 
 def upgrade() -> None:
@@ -75,4 +75,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("What was recorded since has no place in the older form; restore a backup.")
+    raise NotImplementedError("The older form has no tables for what was recorded since; restore a backup.")

@@ -8,8 +8,7 @@ import orjson
 from flask import Flask
 from flask.json.provider import JSONProvider
 
-from labstack.api import problems
-from labstack.api.http import queries, request
+from labstack.api.http import errors, queries, request
 from labstack.api.predicting.fast_path import FastPath
 from labstack.api.recording.recorder import Recorder
 from labstack.api.routes import admin, assets, console, data, docs, hooks, info, invocations, monitoring, predict, v2
@@ -42,7 +41,7 @@ def create_app(settings: Settings) -> Flask:
     app.extensions["labstack"] = service
     request.register(app)
     app.before_request(queries.require_known)
-    problems.register(app)
+    errors.register(app)
     for module in (info, predict, invocations, v2, data, admin, monitoring, hooks, docs, console, assets):
         app.register_blueprint(module.blueprint)
     app.wsgi_app = FastPath(service, app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation shows

@@ -1,8 +1,8 @@
-"""What workers count, in Prometheus' form: `/metrics` adds up all workers of this API, those that ended included.
+"""The metrics of this API, in Prometheus' form: `/metrics` adds up all workers, including those that ended.
 
-Under gunicorn each worker writes files of its own, named after its slot: the worker that takes the place of one that
-ended goes on with its counters, which so never go backwards, and files never grow in number. Every metric has labels,
-as one without would be written when it is defined, in the arbiter.
+Under gunicorn each worker writes files named after its slot. The worker that replaces an ended one continues its
+counters, so that they never decrease, and the number of files stays the same. Every metric has labels, because one
+without would be written where it is defined, in the arbiter.
 
 Files are memory-mapped. On a full disk, a write to a mapped page without space kills the process (SIGBUS). So space is
 allocated first; counts that get no space stay in memory until the disk has some.
@@ -29,8 +29,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
 
 FILE_BYTES = 1 << 16  # of a new file; it is doubled whenever it is full
-ENTRY_BYTES = 28  # at most, of a value beside its key: the key's length, up to 8 bytes of padding, and two doubles
-RETRY_SECONDS = 1.0  # between two tries to get room for what is counted in memory
+ENTRY_BYTES = 28  # at most, of a value without its key: the key's length, up to 8 bytes of padding, and two doubles
+RETRY_SECONDS = 1.0  # between two tries to allocate space for counts in memory
 
 _slot = -1  # the arbiter
 _faults: dict[str, str] = {}  # by file
@@ -41,7 +41,7 @@ requests = Counter("labstack_requests", "Requests answered, by the endpoint's pa
 problems = Counter("labstack_problems", "Answers that are errors, by the kind of problem.", ("kind",))
 predictions = Counter("labstack_predictions", "Requests that a version answered with predictions.", BY_ROLE)
 rows = Counter("labstack_predicted_rows", "Rows that a version predicted for callers.", BY_ROLE)
-outside = Counter(
+out_of_range = Counter(
     "labstack_out_of_range_values", "Values beyond the range of training, predicted all the same.", BY_ROLE
 )
 classes = Counter("labstack_predicted_classes", "Rows by the class that was predicted.", (*BY_ROLE, "class"))
@@ -72,7 +72,7 @@ waiting = Gauge("labstack_waiting", "What waits to be recorded.", ("what",), mul
 
 
 class Allocated(MmapedDict):
-    """Values in a file with room for all that is mapped. Raises OSError where there is none."""
+    """Values in a file whose mapped pages all have space on the disk. Raises OSError where there is none."""
 
     def __init__(self, name: str) -> None:
         with open(name, "ab") as file:
@@ -80,7 +80,7 @@ class Allocated(MmapedDict):
         super().__init__(name)  # type: ignore[no-untyped-call]
 
     def _init_value(self, key: str) -> None:
-        """Called for a new key."""
+        """Allocate space for a new key. The library calls it."""
         while self._used + len(key.encode()) + ENTRY_BYTES > self._capacity:
             os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)
             self._m = mmap.mmap(self._f.fileno(), 2 * self._capacity)
@@ -89,7 +89,7 @@ class Allocated(MmapedDict):
 
 
 class Counts:
-    """A worker's values in a file, in the place of the library's; what it has no room for waits in memory.
+    """A worker's values in a file, or in memory while the file has no space. It replaces the library's class.
 
     The library reads each key before it writes it, and holds a lock meanwhile.
     """
@@ -101,13 +101,13 @@ class Counts:
         self._next_try = 0.0
 
     def read_value(self, key: str) -> tuple[float, float]:
-        """A value and its time, 0 for a new one."""
+        """Return a value and its time, 0 for a new one."""
         try:
-            found: tuple[float, float] = self._opened().read_value(key)  # type: ignore[no-untyped-call]
+            stored: tuple[float, float] = self._opened().read_value(key)  # type: ignore[no-untyped-call]
         except OSError as error:
             self._put_off(error)
             return self._waiting.setdefault(key, (0.0, 0.0))
-        return self._waiting.get(key, found)
+        return self._waiting.get(key, stored)
 
     def write_value(self, key: str, value: float, timestamp: float) -> None:
         if self._file is None or key in self._waiting:
@@ -143,13 +143,18 @@ class Counts:
             f"Counts for /metrics wait in a worker's memory, as {self._name} cannot be written: {error.strerror}. "
             "Make room on its disk, or let the API write there; no restart is needed."
         )
-        if is_new:  # by another thread: a full log counts the lines that it drops, and the library's lock is held here
-            told = {"error": _faults[self._name]}
-            threading.Thread(target=log.error, args=("metrics not written",), kwargs=told).start()
+        if is_new:  # in another thread: logging may count dropped lines, and the library's lock is held
+            fields = {"error": _faults[self._name]}
+            threading.Thread(target=log.error, args=("metrics not written",), kwargs=fields).start()
+
+
+def count_dropped(kind: str) -> None:
+    """Count one thing that was not recorded."""
+    dropped.labels(kind).inc()
 
 
 def fault() -> str | None:
-    """The reason why `/metrics` misses counts of this worker, and what to do; None if it misses none."""
+    """Return why `/metrics` lacks counts of this worker, and what to do; None if it lacks none."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None and not Path(folder).is_dir():
         return f"/metrics misses what workers count, because {folder} was removed. Restart the API."
@@ -157,7 +162,7 @@ def fault() -> str | None:
 
 
 def collect() -> list[Metric]:
-    """All metrics, added up over the workers."""
+    """Return all metrics, added up over the workers."""
     if FOLDER_VARIABLE not in os.environ:
         return list(REGISTRY.collect())
     files = Path(os.environ[FOLDER_VARIABLE]).glob("*.db")
@@ -165,29 +170,29 @@ def collect() -> list[Metric]:
 
 
 def _has_counts(file: Path) -> bool:
-    """Whether a file exists and has its first page: it may be in the making, removed, or without space."""
+    """Return whether a file exists and has its first page: it may be new, removed, or without space."""
     try:
         return file.stat().st_size > 0
     except FileNotFoundError:
         return False
 
 
-class Found(NamedTuple):
-    """Metrics as they are, for the library's writer, which asks a registry for them."""
+class Snapshot(NamedTuple):
+    """Metrics in the form of a registry, which the library's writer needs."""
 
-    found: Sequence[Metric]
+    metrics: Sequence[Metric]
 
     def collect(self) -> Sequence[Metric]:
-        return self.found
+        return self.metrics
 
 
 def text(more: Sequence[Metric] = ()) -> bytes:
-    """All metrics, and those that somebody else found, in Prometheus' text form."""
-    return generate_latest(Found([*collect(), *more]))
+    """Return all metrics and `more` in Prometheus' text form."""
+    return generate_latest(Snapshot([*collect(), *more]))
 
 
 def total(counter: Counter, among: Sequence[Metric] | None = None, /, **labels: str) -> dict[tuple[str, ...], float]:
-    """A counter's values where these labels hold, by its other labels; `among` what `collect` found, by default now."""
+    """Return a counter's values where these labels match, by its other labels; `among` is a result of `collect`."""
     name = f"{counter._name}_total"
     return {
         tuple(value for label, value in sample.labels.items() if label not in labels): sample.value
@@ -198,19 +203,19 @@ def total(counter: Counter, among: Sequence[Metric] | None = None, /, **labels: 
 
 
 def begin(folder: Path) -> None:
-    """In the arbiter, before the first fork: have workers count in files of a folder that is there."""
+    """Have workers count in the files of an existing folder. The arbiter calls it before the first fork."""
     os.environ[FOLDER_VARIABLE] = str(folder)
     values.MmapedDict = Counts  # type: ignore[attr-defined, assignment]
     values.ValueClass = values.MultiProcessValue(lambda: _slot)
 
 
 def take(slot: int) -> None:
-    """In a worker, after the fork: which of those that run at once it is."""
+    """Set the slot of this worker. The worker calls it after the fork."""
     global _slot
     _slot = slot
 
 
 def forget(slot: int) -> None:
-    """In the arbiter, when a worker is gone: its gauges go with it."""
-    with suppress(OSError):  # else the arbiter would end
+    """Remove the gauges of a worker that ended. The arbiter calls it."""
+    with suppress(OSError):  # an error would end the arbiter
         mark_process_dead(slot)

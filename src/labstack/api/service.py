@@ -8,8 +8,8 @@ from sqlalchemy import Engine
 
 from labstack.api.problems import Problem
 from labstack.api.recording.recorder import Recorder
-from labstack.api.rollout import assessment
 from labstack.api.rollout.controller import Controller
+from labstack.api.rollout.gauges import Gauges, compute
 from labstack.api.serving.control import Control
 from labstack.api.serving.follower import Follower
 from labstack.api.serving.lineup import Lineup, Role
@@ -66,9 +66,9 @@ class Service:
         return connect(self.settings.lab_database_url)
 
     @cached_property
-    def gauges(self) -> assessment.Gauges:
-        """The metrics of drift and of canaries, for `/metrics`."""
-        return assessment.Gauges(lambda: assessment.gauges(self.engine, self.settings, self.follower.lineups))
+    def gauges(self) -> Gauges:
+        """The gauges of drift and canaries for `/metrics`."""
+        return Gauges(lambda: compute(self.engine, self.settings, self.follower.lineups))
 
     def role(self, lineup: Lineup, version: int) -> Role:
         """Return the role that serves a version. Raises Problem, 404, when none does."""

@@ -1,1 +1,1 @@
-"""Pure functions on counts: what a version saw and said, how far that is from training, and whether a canary holds."""
+"""Pure functions on counts: the counts of what versions read and predict, their drift, and verdicts on canaries."""

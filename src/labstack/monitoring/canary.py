@@ -1,7 +1,7 @@
-"""Whether a canary holds beside production: by errors, latency, what it predicts, and outcomes that were fed back.
+"""The verdict on a canary: its errors, latency, predictions and outcomes against production's.
 
-Each check asks whether the canary is worse beyond doubt, not worse beyond doubt, or neither yet. "Not worse" allows a
-margin, as no number of requests shows that two versions are exactly equal.
+Each check finds that the canary is significantly worse, significantly not worse, or neither yet. "Not worse" allows a
+margin, because no number of requests shows that two versions are exactly equal.
 """
 
 import math
@@ -14,18 +14,21 @@ from labstack.monitoring.drift import SIGNIFICANCE
 from labstack.monitoring.statistics import chi_square, difference, psi, two_proportions, wilson
 
 Outcome = Literal["advance", "roll back", "inconclusive"]
-Found = Literal["not worse", "worse", "unsure", "too few"]
+Finding = Literal["not worse", "worse", "unsure", "too few"]
+Evidence = dict[str, float | int | None]
 
-Z_WORSE = 3.09  # one-sided, of SIGNIFICANCE: a canary is looked at again and again
-Z_HOLDS = 1.645  # one-sided, of 0.05
-NOTICEABLE_SECONDS = 0.005  # no caller feels less, whatever its ratio
+Z_WORSE = 3.09  # one-sided, for SIGNIFICANCE: a canary is judged repeatedly
+Z_HOLDS = 1.645  # one-sided, for 0.05
+NOTICEABLE_SECONDS = 0.005  # callers do not notice less, whatever the ratio
+FEWEST_FAILURES = 3  # before the rate of errors counts
 FEWEST_OUTCOMES = 30  # of each version, before they count
 
 
 class Outcomes(Protocol):
-    """How a version's predictions met the outcomes that were fed back.
+    """The true outcomes of a version's predictions, as far as they were fed back.
 
-    Of classes `correct` of them were; of numbers there are the sums of the absolute errors and of their squares.
+    For classes, `correct` is the number of correct predictions; for numbers, `absolute` and `squares` are the sums of
+    the absolute errors and of their squares.
     """
 
     @property
@@ -40,11 +43,12 @@ class Outcomes(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """By what a canary is judged.
+    """The limits that a canary is judged by.
 
-    `margin` is how much worse it may be: of an error rate and of an accuracy an absolute difference, of a mean error a
-    share. `failures` it may have in one step. Its requests may take `latency_ratio` times as long as production's;
-    `agreement` is the share of rows to which it must say the same; `shift` the PSI between what both say.
+    `failures` is the number of failed predictions that one step allows. `margin` is how much worse the canary may be:
+    an absolute difference of error rates and accuracies, a share of a mean error. `latency_ratio` is how many times as
+    long as production's its requests may take, `agreement` the share of rows with equal predictions that it needs, and
+    `shift` the PSI between both versions' predictions that it must stay below.
     """
 
     minimum_requests: int
@@ -57,17 +61,17 @@ class Rules:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: what was found, in words, and the numbers behind it."""
+    """One check of a canary: its finding, the finding in words, and the numbers behind it."""
 
     name: str
-    found: Found
+    found: Finding
     text: str
-    evidence: dict[str, float | int | None] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to become of a canary, and why."""
+    """What should happen to a canary, and why."""
 
     outcome: Outcome
     reason: str
@@ -77,32 +81,34 @@ class Verdict:
 def judge(
     production: Counts, canary: Counts, outcomes: tuple[Outcomes, Outcomes], rules: Rules, shadow: bool = False
 ) -> Verdict:
-    """The verdict on a canary by what both did in the same period, and by their outcomes, production's first.
+    """Return the verdict on a canary by both versions' counts in the same period, and their outcomes, production first.
 
-    A canary in `shadow` answers nobody: it is judged by the rows that it predicted beside production.
+    A canary in `shadow` answers no requests: it is judged by the rows of production's requests that it predicted too.
     """
     checks = [_failures(production, canary, rules, shadow)]
     if not shadow:
         checks.append(_latency(production, canary, rules))
-    told = _outcomes(*outcomes, rules)
-    answers = [_agreement(canary, rules), _shift(canary, rules)]
-    if told.found == "not worse":  # whoever knows the truth need not ask whether two guesses agree
-        answers = [Check(one.name, "not worse", f"{one.text}; outcomes decide", one.evidence) for one in answers]
-    checks += answers
-    if told.found != "too few":
-        checks.append(told)
-    return _concluded(checks, canary, rules, shadow)
+    by_outcomes = _outcomes(*outcomes, rules)
+    by_answers = [_agreement(canary, rules), _shift(canary, rules)]
+    if by_outcomes.found == "not worse":  # where the truth is known, agreement of two predictions does not matter
+        by_answers = [
+            Check(check.name, "not worse", f"{check.text}; outcomes decide", check.evidence) for check in by_answers
+        ]
+    checks += by_answers
+    if by_outcomes.found != "too few":
+        checks.append(by_outcomes)
+    return _conclude(checks, canary, rules, shadow)
 
 
-def _concluded(checks: Sequence[Check], canary: Counts, rules: Rules, shadow: bool) -> Verdict:
+def _conclude(checks: Sequence[Check], canary: Counts, rules: Rules, shadow: bool) -> Verdict:
+    """Return the verdict that follows from all checks."""
     worse = [check.text for check in checks if check.found == "worse"]
     if worse:
         return Verdict("roll back", "; ".join(worse), tuple(checks))
-    tried = canary.beside if shadow else canary.requests
-    if tried < rules.minimum_requests:
-        what = "requests beside production" if shadow else "requests"
-        text = f"{tried} of at least {rules.minimum_requests} {what}"
-        return Verdict("inconclusive", text, tuple(checks))
+    requests = canary.shadowed if shadow else canary.requests
+    if requests < rules.minimum_requests:
+        kind = "shadowed requests" if shadow else "requests"
+        return Verdict("inconclusive", f"{requests} of at least {rules.minimum_requests} {kind}", tuple(checks))
     unsure = [check.text for check in checks if check.found in ("unsure", "too few")]
     if unsure:
         return Verdict("inconclusive", "; ".join(unsure), tuple(checks))
@@ -110,61 +116,65 @@ def _concluded(checks: Sequence[Check], canary: Counts, rules: Rules, shadow: bo
 
 
 def compared(canary: Counts) -> int:
-    """The rows that both versions predicted."""
+    """Return the number of rows that both versions predicted."""
     return canary.agreed + canary.differed
 
 
 def _failures(production: Counts, canary: Counts, rules: Rules, shadow: bool) -> Check:
-    """Failed predictions: beyond the budget at once, else the two error rates beside each other."""
-    bad, fine = (canary.failed_beside, canary.beside) if shadow else (canary.failures, canary.requests)
-    tried, other = fine + bad, production.requests + production.failures
-    rate, usual = (n / of if of else 0.0 for n, of in ((bad, tried), (production.failures, other)))
-    apart = difference(bad, tried, production.failures, other, Z_HOLDS)
-    p = two_proportions(bad, tried, production.failures, other)
-    evidence: dict[str, float | int | None] = {
+    """Check failed predictions: worse at once above the budget, else by both error rates."""
+    failures, answers = (canary.shadow_failures, canary.shadowed) if shadow else (canary.failures, canary.requests)
+    requests, production_requests = failures + answers, production.failures + production.requests
+    rate = failures / requests if requests else 0.0
+    production_rate = production.failures / production_requests if production_requests else 0.0
+    sample = failures, requests, production.failures, production_requests
+    interval, p = difference(*sample, Z_HOLDS), two_proportions(*sample)
+    evidence: Evidence = {
         "canary": rate,
-        "production": usual,
-        "failures": bad,
+        "production": production_rate,
+        "failures": failures,
         "budget": rules.failures,
         "p": p,
-        "low": apart.low,
-        "high": apart.high,
+        "low": interval.low,
+        "high": interval.high,
     }
-    text = f"errors {rate:.2%}, production {usual:.2%}"
-    if bad > rules.failures:
-        return Check("errors", "worse", f"{bad} failed predictions, more than {rules.failures}", evidence)
-    if bad >= 3 and p < SIGNIFICANCE and rate - usual > rules.margin:
+    text = f"errors {rate:.2%}, production {production_rate:.2%}"
+    if failures > rules.failures:
+        return Check("errors", "worse", f"{failures} failed predictions, more than {rules.failures}", evidence)
+    if failures >= FEWEST_FAILURES and p < SIGNIFICANCE and rate - production_rate > rules.margin:
         return Check("errors", "worse", text, evidence)
-    return Check("errors", _holds(apart.high, rules.margin), text, evidence)
+    return Check("errors", _within(interval.high, rules.margin), text, evidence)
 
 
 def _latency(production: Counts, canary: Counts, rules: Rules) -> Check:
-    """The canary's requests that take longer than production's median and 99th percentile, with the allowed ratio.
+    """Check how many of the canary's requests take longer than production's p50 and p99 times the allowed ratio.
 
-    Some milliseconds more are allowed too. As many may as do of production's: half of them, and one in a hundred.
+    A few milliseconds more are allowed in any case. As many may take longer as of production's own requests: half of
+    them for p50, and one in a hundred for p99.
     """
-    usual = {share: production.quantile(share) for share in (0.5, 0.99)}
-    evidence: dict[str, float | int | None] = {}
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
-        evidence |= {f"canary_{name}": canary.quantile(share), f"production_{name}": usual[share]}
-    parts, worse = [], False
-    for share, limit in usual.items():
-        mine = canary.quantile(share)
-        if limit is None or mine is None:
+    quantiles = {
+        name: (share, production.quantile(share), canary.quantile(share))
+        for name, share in (("p50", 0.5), ("p99", 0.99))
+    }
+    evidence: Evidence = {}
+    for name, (_, limit, own) in quantiles.items():
+        evidence |= {f"canary_{name}": own, f"production_{name}": limit}
+    texts, is_worse = [], False
+    for name, (share, limit, own) in quantiles.items():
+        if limit is None or own is None:
             return Check("latency", "too few", "no latency yet", evidence)
-        parts.append(f"p{share * 100:g} {mine * 1000:.2f} ms, production {limit * 1000:.2f} ms")
+        texts.append(f"{name} {own * 1000:.2f} ms, production {limit * 1000:.2f} ms")
         slower = canary.slower(max(limit * rules.latency_ratio, limit + NOTICEABLE_SECONDS))
-        worse = worse or wilson(slower, canary.requests, Z_WORSE).low > 1 - share
+        is_worse = is_worse or wilson(slower, canary.requests, Z_WORSE).low > 1 - share
     if min(production.requests, canary.requests) < rules.minimum_requests:
-        return Check("latency", "too few", f"{', '.join(parts)}: too few requests", evidence)
-    return Check("latency", "worse" if worse else "not worse", "; ".join(parts), evidence)
+        return Check("latency", "too few", f"{', '.join(texts)}: too few requests", evidence)
+    return Check("latency", "worse" if is_worse else "not worse", "; ".join(texts), evidence)
 
 
 def _agreement(canary: Counts, rules: Rules) -> Check:
-    """The share of rows to which both said the same."""
+    """Check the share of rows for which both versions predicted the same."""
     rows = compared(canary)
     rate = canary.agreed / rows if rows else 0.0
-    evidence: dict[str, float | int | None] = {"rows": rows, "agreement": rate if rows else None}
+    evidence: Evidence = {"rows": rows, "agreement": rate if rows else None}
     if rows < rules.minimum_requests:
         return Check("agreement", "too few", f"{rows} rows that both predicted", evidence)
     text = f"agrees with production on {rate:.1%} of {rows} rows"
@@ -175,51 +185,52 @@ def _agreement(canary: Counts, rules: Rules) -> Check:
 
 
 def _shift(canary: Counts, rules: Rules) -> Check:
-    """How differently the two versions' predictions are spread over the same rows."""
+    """Check how far apart the distributions of both versions' predictions for the same rows are."""
     effect, test = psi(canary.production, canary.own), chi_square(canary.production, canary.own)
-    evidence: dict[str, float | int | None] = {"psi": effect, "p": test.p}
+    evidence: Evidence = {"psi": effect, "p": test.p}
     if compared(canary) < rules.minimum_requests:
         return Check("predictions", "too few", f"{compared(canary)} rows that both predicted", evidence)
     text = f"predictions shifted by PSI {effect:.3f}"
-    worse = effect >= rules.shift and test.p < SIGNIFICANCE
-    return Check("predictions", "worse" if worse else "not worse", text, evidence)
+    is_worse = effect >= rules.shift and test.p < SIGNIFICANCE
+    return Check("predictions", "worse" if is_worse else "not worse", text, evidence)
 
 
 def _outcomes(production: Outcomes, canary: Outcomes, rules: Rules) -> Check:
-    """The true values that were fed back: accuracy, or mean absolute error."""
-    few = min(production.count, canary.count)
-    evidence: dict[str, float | int | None] = {"canary_outcomes": canary.count, "production_outcomes": production.count}
-    if few < FEWEST_OUTCOMES:
-        return Check("outcomes", "too few", f"{few} outcomes, of at least {FEWEST_OUTCOMES} of each", evidence)
+    """Check the outcomes that were fed back: accuracy, or mean absolute error."""
+    fewest = min(production.count, canary.count)
+    evidence: Evidence = {"canary_outcomes": canary.count, "production_outcomes": production.count}
+    if fewest < FEWEST_OUTCOMES:
+        return Check("outcomes", "too few", f"{fewest} outcomes, of at least {FEWEST_OUTCOMES} of each", evidence)
     if production.correct is None or canary.correct is None:
-        return _errors(production, canary, rules, evidence)
-    mine, usual = canary.correct / canary.count, production.correct / production.count
-    lost = production.correct, production.count, canary.correct, canary.count
-    apart, p = difference(*lost, Z_HOLDS), two_proportions(*lost)
-    evidence |= {"canary": mine, "production": usual, "p": p, "low": -apart.high, "high": -apart.low}
-    text = f"accuracy {mine:.1%}, production {usual:.1%}"
+        return _mean_errors(production, canary, rules, evidence)
+    accuracy, production_accuracy = canary.correct / canary.count, production.correct / production.count
+    sample = production.correct, production.count, canary.correct, canary.count
+    loss, p = difference(*sample, Z_HOLDS), two_proportions(*sample)
+    evidence |= {"canary": accuracy, "production": production_accuracy, "p": p, "low": -loss.high, "high": -loss.low}
+    text = f"accuracy {accuracy:.1%}, production {production_accuracy:.1%}"
     if p < SIGNIFICANCE:
         return Check("outcomes", "worse", text, evidence)
-    return Check("outcomes", _holds(apart.high, rules.margin), text, evidence)
+    return Check("outcomes", _within(loss.high, rules.margin), text, evidence)
 
 
-def _errors(production: Outcomes, canary: Outcomes, rules: Rules, evidence: dict[str, float | int | None]) -> Check:
-    """Mean absolute errors, by the normal interval of their difference (Welch)."""
-    (usual, spread), (mine, own) = (_mean(one) for one in (production, canary))
-    deviation = math.sqrt(spread + own)
-    low, high = mine - usual - Z_WORSE * deviation, mine - usual + Z_HOLDS * deviation
-    evidence |= {"canary": mine, "production": usual, "low": low, "high": high}
-    text = f"mean error {mine:.4g}, production {usual:.4g}"
+def _mean_errors(production: Outcomes, canary: Outcomes, rules: Rules, evidence: Evidence) -> Check:
+    """Check the mean absolute errors, by the normal interval of their difference (Welch)."""
+    (production_mean, production_variance), (mean, variance) = _mean_error(production), _mean_error(canary)
+    deviation = math.sqrt(production_variance + variance)
+    low, high = mean - production_mean - Z_WORSE * deviation, mean - production_mean + Z_HOLDS * deviation
+    evidence |= {"canary": mean, "production": production_mean, "low": low, "high": high}
+    text = f"mean error {mean:.4g}, production {production_mean:.4g}"
     if low > 0:
         return Check("outcomes", "worse", text, evidence)
-    return Check("outcomes", _holds(high, rules.margin * usual), text, evidence)
+    return Check("outcomes", _within(high, rules.margin * production_mean), text, evidence)
 
 
-def _mean(outcomes: Outcomes) -> tuple[float, float]:
-    """The mean absolute error, and the variance of that mean."""
+def _mean_error(outcomes: Outcomes) -> tuple[float, float]:
+    """Return the mean absolute error, and the variance of that mean."""
     mean = (outcomes.absolute or 0.0) / outcomes.count
     return mean, max((outcomes.squares or 0.0) / outcomes.count - mean**2, 0.0) / outcomes.count
 
 
-def _holds(high: float, margin: float) -> Found:
+def _within(high: float, margin: float) -> Finding:
+    """Return the finding of a canary whose loss is at most `high`."""
     return "not worse" if high <= margin else "unsure"

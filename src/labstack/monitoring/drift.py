@@ -1,8 +1,7 @@
-"""How far what a version sees and says in a window is from what it saw and said in training.
+"""Drift: the distance of what a version reads and predicts in a window from training.
 
-A verdict needs both: an effect that is large enough to matter (PSI), and a test that says that it is none of chance: of
-numbers Kolmogorov and Smirnov's, which a little noise on values that were rounded does not mislead, of categories
-chi-square.
+A verdict needs both an effect that is large enough to matter (PSI) and a test that rules out chance: Kolmogorov-Smirnov
+for numbers, which a little noise on rounded values does not mislead, and chi-square for categories.
 """
 
 import math
@@ -13,19 +12,19 @@ from typing import Literal
 
 import numpy as np
 
-from labstack.monitoring.counts import Counts, Ints, Layout, Spread
+from labstack.monitoring.counts import Bins, Counts, Ints, Layout
 from labstack.monitoring.statistics import chi_square, kolmogorov_smirnov, kolmogorov_smirnov_p, psi
 
 Verdict = Literal["stable", "watch", "drifted", "too few rows"]
 VERDICTS: tuple[Verdict, ...] = ("too few rows", "stable", "watch", "drifted")  # the worst comes last
 BARS = 12  # of a histogram
 MOST_NAMES = 20
-SIGNIFICANCE = 0.001  # windows are looked at all day: a chance of one in twenty would be an alarm every hour
+SIGNIFICANCE = 0.001  # windows are tested all day: with 0.05 there would be a false alarm every hour
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which PSI on a column is to be watched, and has drifted; and the rows that a verdict needs."""
+    """The PSI from which a column is to be watched and has drifted, and the rows that a verdict needs."""
 
     watch: float
     drifted: float
@@ -34,7 +33,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Drift:
-    """One column, now against training. What does not apply to it, or what too few rows say nothing of, is None."""
+    """The drift of one column; None for what does not apply to it, or cannot be known from so few rows."""
 
     name: str
     kind: Literal["number", "category"]
@@ -56,111 +55,123 @@ class Drift:
 
 
 def features(layout: Layout, counts: Counts, thresholds: Thresholds) -> list[Drift]:
-    """The drift of each feature."""
+    """Return the drift of each feature."""
     return [
-        _drift(spread, layout.seen(counts, number), thresholds, counts.sums[number], counts.squares[number])
-        for number, spread in enumerate(layout.features)
+        _drift(bins, layout.seen(counts, number), thresholds, counts.sums[number], counts.squares[number])
+        for number, bins in enumerate(layout.features)
     ]
 
 
 def predictions(layout: Layout, counts: Counts, thresholds: Thresholds) -> Drift:
-    """The drift of what was predicted, against what was for held-out rows in training."""
+    """Return the drift of the predictions, against those for held-out rows in training."""
     return _drift(layout.predictions, counts.outputs, thresholds)
 
 
 def worst(drifts: Sequence[Drift]) -> Verdict:
-    """The worst of several verdicts."""
+    """Return the worst of several verdicts."""
     return max((drift.verdict for drift in drifts), key=VERDICTS.index, default="too few rows")
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """The shares of training's values and of those in a window, by bars that are named."""
+    """The shares of training's values and of those in a window, in named bars."""
 
     bars: list[str]
     reference: list[float]
     now: list[float]
 
 
-def histogram(spread: Spread, now: Ints) -> Histogram:
-    """A column's bars for people: of equal width where it is of numbers, as if values were spread evenly in each bin.
+def histogram(bins: Bins, now: Ints) -> Histogram:
+    """Return a column's bars: one for each category, or bars of equal width, as if values lay evenly in each bin.
 
-    What lies beyond training's range, and what is missing, has bars of its own where there is any.
+    Values out of training's range and missing values have bars where there are any.
     """
-    if spread.names:
-        names, sides = list(spread.names), [spread.reference, now]
-        if spread.missing:
+    if bins.names:
+        names, sides = list(bins.names), [bins.reference, now]
+        if bins.missing:
             names.append("missing")
         bars = [side[: len(names)].astype(float).tolist() for side in sides]
     else:
-        names, bars = _even(spread, now)
-    used = [place for place in range(len(names)) if place < MOST_NAMES or any(side[place] for side in bars)]
+        names, bars = _even_bars(bins, now)
+    used = [bar for bar in range(len(names)) if bar < MOST_NAMES or any(side[bar] for side in bars)]
     totals = [max(sum(side), 1.0) for side in bars]
-    reference, seen = ([side[place] / total for place in used] for side, total in zip(bars, totals, strict=True))
-    return Histogram([names[place] for place in used], reference, seen)
+    reference, current = ([side[bar] / total for bar in used] for side, total in zip(bars, totals, strict=True))
+    return Histogram([names[bar] for bar in used], reference, current)
 
 
-def _even(spread: Spread, now: Ints) -> tuple[list[str], list[list[float]]]:
-    edges = spread.edges if spread.ranged else np.array([spread.edges[0], *spread.edges, spread.edges[-1]])
-    low, high = (spread.minimum, spread.maximum) if spread.ranged else (edges[0], edges[-1])
+def _even_bars(bins: Bins, now: Ints) -> tuple[list[str], list[list[float]]]:
+    """Return the names of bars of equal width, and the heights of training's and of the window's bars."""
+    edges = bins.edges if bins.ranged else np.array([bins.edges[0], *bins.edges, bins.edges[-1]])
+    low, high = (bins.minimum, bins.maximum) if bins.ranged else (edges[0], edges[-1])
     if not low < high:
         low, high = low - 0.5, low + 0.5
     grid = np.linspace(low, high, BARS + 1)
     names = [f"{first:.3g} to {last:.3g}" for first, last in pairwise(grid)]
     bars = []
-    for side in (spread.reference, now):
-        values = side[:-1] if spread.missing else side
-        below, above, inner = (values[0], values[-1], values[1:-1]) if spread.ranged else (0, 0, values)
-        reached = np.interp(grid, edges[: len(inner) + 1], np.concatenate([[0], np.cumsum(inner)]))
-        ends = [0.0, 0.0] if not spread.ranged else [float(below), float(above)]
-        bars.append([ends[0], *np.diff(reached).tolist(), ends[1], *([float(side[-1])] if spread.missing else [])])
-    names = [f"below {low:.3g}", *names, f"above {high:.3g}", *(["missing"] if spread.missing else [])]
-    used = [place for place in range(len(names)) if 0 < place <= BARS or any(side[place] for side in bars)]
-    return [names[place] for place in used], [[side[place] for place in used] for side in bars]
+    for side in (bins.reference, now):
+        values = side[:-1] if bins.missing else side
+        below, above, inner = (values[0], values[-1], values[1:-1]) if bins.ranged else (0, 0, values)
+        cumulative = np.interp(grid, edges[: len(inner) + 1], np.concatenate([[0], np.cumsum(inner)]))
+        missing = [float(side[-1])] if bins.missing else []
+        bars.append([float(below), *np.diff(cumulative).tolist(), float(above), *missing])
+    names = [f"below {low:.3g}", *names, f"above {high:.3g}", *(["missing"] if bins.missing else [])]
+    used = [bar for bar in range(len(names)) if 0 < bar <= BARS or any(side[bar] for side in bars)]
+    return [names[bar] for bar in used], [[side[bar] for bar in used] for side in bars]
 
 
-def _drift(
-    spread: Spread, now: Ints, thresholds: Thresholds, total: float | None = None, squares: float = 0.0
-) -> Drift:
-    rows, learnt = int(now.sum()), int(spread.reference.sum())
-    kind: Literal["number", "category"] = "category" if spread.names else "number"
+def _drift(bins: Bins, now: Ints, thresholds: Thresholds, total: float | None = None, squares: float = 0.0) -> Drift:
+    """Return the drift of one column by its counts; `total` and `squares` are sums of differences from the mean."""
+    rows, reference_rows = int(now.sum()), int(bins.reference.sum())
+    kind: Literal["number", "category"] = "category" if bins.names else "number"
     if not rows:
-        return Drift(spread.name, kind, "too few rows", 0, learnt)
-    found: dict[str, float] = {}
-    values, reference = now, spread.reference
-    if spread.missing:
-        values, reference = now[:-1], spread.reference[:-1]
-        found["missing_rate"] = int(now[-1]) / rows
-        found["reference_missing_rate"] = int(spread.reference[-1]) / learnt if learnt else 0.0
-    if spread.ranged:
-        found["out_of_range_rate"] = int(values[0] + values[-1]) / rows
+        return Drift(bins.name, kind, "too few rows", 0, reference_rows)
+    measures = _rates(bins, now)
+    values, reference = (side[:-1] if bins.missing else side for side in (now, bins.reference))
     known = int(values.sum())
-    if total is not None and not spread.names and known:
-        apart = total / known
-        found |= {"mean": spread.mean + apart, "std": math.sqrt(max(squares / known - apart * apart, 0.0))}
-        found |= {"reference_mean": spread.mean, "reference_std": spread.std}
-    if not learnt:
-        return Drift(spread.name, kind, "too few rows", rows, 0, **found)
-    found["psi"] = psi(spread.reference, now)
-    if not spread.names:
-        found["ks"] = kolmogorov_smirnov(reference, values)
+    if total is not None and not bins.names and known:
+        measures |= _moments(bins, known, total, squares)
+    if not reference_rows:
+        return Drift(bins.name, kind, "too few rows", rows, 0, **measures)
+    measures["psi"] = psi(bins.reference, now)
+    if not bins.names:
+        measures["ks"] = kolmogorov_smirnov(reference, values)
     if rows < thresholds.minimum_rows:
-        return Drift(spread.name, kind, "too few rows", rows, learnt, **found)
-    if spread.names:
-        test = chi_square(spread.reference, now)
-        found |= {"chi_square": test.statistic, "chi_square_p": test.p}
+        return Drift(bins.name, kind, "too few rows", rows, reference_rows, **measures)
+    if bins.names:
+        test = chi_square(bins.reference, now)
+        measures |= {"chi_square": test.statistic, "chi_square_p": test.p}
         p = test.p
     else:
-        found["ks_p"] = kolmogorov_smirnov_p(found["ks"], int(reference.sum()), known)
-        p = min(found["ks_p"], chi_square(_coarse(spread, spread.reference), _coarse(spread, now)).p)
+        measures["ks_p"] = kolmogorov_smirnov_p(measures["ks"], int(reference.sum()), known)
+        p = min(measures["ks_p"], chi_square(_coarse(bins, bins.reference), _coarse(bins, now)).p)
     verdict: Verdict = "stable"
-    if p < SIGNIFICANCE and found["psi"] >= thresholds.watch:
-        verdict = "drifted" if found["psi"] >= thresholds.drifted else "watch"
-    return Drift(spread.name, kind, verdict, rows, learnt, **found)
+    if p < SIGNIFICANCE and measures["psi"] >= thresholds.watch:
+        verdict = "drifted" if measures["psi"] >= thresholds.drifted else "watch"
+    return Drift(bins.name, kind, verdict, rows, reference_rows, **measures)
 
 
-def _coarse(spread: Spread, counts: Ints) -> Ints:
-    """Numbers below, in and above training's range, and missing ones, of which a test of their order knows nothing."""
-    values = counts[:-1] if spread.missing else counts
-    ends = (values[0], values[1:-1].sum(), values[-1]) if spread.ranged else (values.sum(),)
+def _rates(bins: Bins, now: Ints) -> dict[str, float]:
+    """Return the rates of missing values and of values out of training's range."""
+    rates: dict[str, float] = {}
+    rows, reference_rows = int(now.sum()), int(bins.reference.sum())
+    if bins.missing:
+        rates["missing_rate"] = int(now[-1]) / rows
+        rates["reference_missing_rate"] = int(bins.reference[-1]) / reference_rows if reference_rows else 0.0
+    if bins.ranged:
+        last = -2 if bins.missing else -1
+        rates["out_of_range_rate"] = int(now[0] + now[last]) / rows
+    return rates
+
+
+def _moments(bins: Bins, known: int, total: float, squares: float) -> dict[str, float]:
+    """Return mean and standard deviation of known values and of training's, from sums of differences from the mean."""
+    offset = total / known
+    deviation = math.sqrt(max(squares / known - offset * offset, 0.0))
+    return {"mean": bins.mean + offset, "std": deviation, "reference_mean": bins.mean, "reference_std": bins.std}
+
+
+def _coarse(bins: Bins, counts: Ints) -> Ints:
+    """Return the counts below, in and above training's range, and of missing values, which no test of order regards."""
+    values = counts[:-1] if bins.missing else counts
+    ends = (values[0], values[1:-1].sum(), values[-1]) if bins.ranged else (values.sum(),)
     return np.array([*ends, *counts[len(values) :]])

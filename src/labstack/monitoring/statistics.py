@@ -8,18 +8,18 @@ from scipy import special
 
 from labstack.monitoring.counts import Ints
 
-FEWEST_EXPECTED = 5  # counts that a bin must be expected to hold: Cochran's rule for the chi-square test
+FEWEST_EXPECTED = 5  # in each bin: Cochran's rule for the chi-square test
 
 
 class Interval(NamedTuple):
-    """Both ends of an interval."""
+    """An interval, by its two ends."""
 
     low: float
     high: float
 
 
 class ChiSquare(NamedTuple):
-    """A test of homogeneity."""
+    """The result of a test of homogeneity."""
 
     statistic: float
     degrees: int
@@ -27,10 +27,10 @@ class ChiSquare(NamedTuple):
 
 
 def psi(expected: Ints, actual: Ints) -> float:
-    """Population stability index of two counts over the same bins: sum of (a - e) ln(a / e) over their shares.
+    """Return the population stability index of two counts over the same bins: sum of (a - e) ln(a / e) over the shares.
 
-    A bin that is empty on one side counts as half an observation there; one that is empty on both sides is none. That
-    0.1 is a shift to watch and 0.25 a large one is the rule of credit scoring (Siddiqi, Credit Risk Scorecards, 2006).
+    A bin that is empty on one side counts as half an observation there; a bin that is empty on both sides is left out.
+    A PSI of 0.1 is a shift to watch and 0.25 a large one: Siddiqi, Credit Risk Scorecards (2006).
     """
     if not (expected.sum() and actual.sum()):
         return 0.0
@@ -40,16 +40,16 @@ def psi(expected: Ints, actual: Ints) -> float:
 
 
 def kolmogorov_smirnov(expected: Ints, actual: Ints) -> float:
-    """The largest distance of two cumulative distributions at the ends of ordered bins."""
+    """Return the largest distance of two cumulative distributions at the ends of ordered bins."""
     if not (expected.sum() and actual.sum()):
         return 0.0
     return float(np.abs(np.cumsum(expected) / expected.sum() - np.cumsum(actual) / actual.sum()).max())
 
 
 def kolmogorov_smirnov_p(distance: float, n: int, m: int) -> float:
-    """How probable a distance at least as large is between two samples of one distribution, for large samples.
+    """Return the probability of a distance at least as large between two large samples of one distribution.
 
-    Of binned values the distance is at most that of the values, so this is too large rather than too small.
+    The distance of binned values is at most that of the values, so the probability is rather too large than too small.
     """
     if not (n and m):
         return 1.0
@@ -57,10 +57,10 @@ def kolmogorov_smirnov_p(distance: float, n: int, m: int) -> float:
 
 
 def chi_square(expected: Ints, actual: Ints) -> ChiSquare:
-    """Pearson's test that two counts over the same bins are of one distribution.
+    """Return Pearson's test that two counts over the same bins come from one distribution.
 
-    Bins in which either side would be expected to hold fewer than five are taken together, with the smallest of the
-    others if that is still too few.
+    Bins in which either side would be expected to hold fewer than five are merged, and with the smallest of the others
+    if the sum is still too small.
     """
     n, m = int(expected.sum()), int(actual.sum())
     if not (n and m):
@@ -79,7 +79,7 @@ def chi_square(expected: Ints, actual: Ints) -> ChiSquare:
 
 
 def wilson(good: float, count: int, z: float) -> Interval:
-    """Wilson's score interval of a share: E. B. Wilson, JASA 22 (1927)."""
+    """Return Wilson's score interval of a share: E. B. Wilson, JASA 22 (1927)."""
     if not count:
         return Interval(0.0, 1.0)
     share = good / count
@@ -88,22 +88,22 @@ def wilson(good: float, count: int, z: float) -> Interval:
     return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def difference(good: int, count: int, other: int, others: int, z: float) -> Interval:
-    """The interval of good/count - other/others from both shares' score intervals.
+def difference(good: int, count: int, other_good: int, other_count: int, z: float) -> Interval:
+    """Return the interval of good / count - other_good / other_count, from the score intervals of both shares.
 
-    Method 10 of R. G. Newcombe, Statistics in Medicine 17 (1998), which holds for few and for extreme counts too.
+    Method 10 of R. G. Newcombe, Statistics in Medicine 17 (1998), which also holds for small and extreme counts.
     """
-    first, second = wilson(good, count, z), wilson(other, others, z)
-    p, q = (good / count if count else 0.5), (other / others if others else 0.5)
+    first, second = wilson(good, count, z), wilson(other_good, other_count, z)
+    p, q = (good / count if count else 0.5), (other_good / other_count if other_count else 0.5)
     return Interval(
         p - q - math.hypot(p - first.low, second.high - q), p - q + math.hypot(first.high - p, q - second.low)
     )
 
 
-def two_proportions(good: int, count: int, other: int, others: int) -> float:
-    """How probable a share at least as much above the other is if both are the same: the pooled z-test, one-sided."""
-    if not (count and others):
+def two_proportions(good: int, count: int, other_good: int, other_count: int) -> float:
+    """Return the probability of a share at least as far above the other if both are equal: pooled z-test, one-sided."""
+    if not (count and other_count):
         return 1.0
-    pooled = (good + other) / (count + others)
-    deviation = math.sqrt(pooled * (1 - pooled) * (1 / count + 1 / others))
-    return float(special.ndtr(-(good / count - other / others) / deviation)) if deviation else 1.0
+    pooled = (good + other_good) / (count + other_count)
+    deviation = math.sqrt(pooled * (1 - pooled) * (1 / count + 1 / other_count))
+    return float(special.ndtr(-(good / count - other_good / other_count) / deviation)) if deviation else 1.0

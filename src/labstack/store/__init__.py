@@ -1,1 +1,1 @@
-"""Our own database: one module per table family."""
+"""Our own database: one module for each family of tables."""

@@ -1,4 +1,4 @@
-"""`python -m labstack.store`: bring the database to its newest form and load the bundled datasets."""
+"""`python -m labstack.store`: migrate the database and load the bundled datasets."""
 
 import sys
 

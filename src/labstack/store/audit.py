@@ -1,4 +1,7 @@
-"""The audit: one row for every move of a role, every reload, and everything that was refused."""
+"""The audit: one row for every move of a role, every reload, and every refusal.
+
+Who writes: the moves of roles, each with its move; the API and commands for reloads and refusals.
+"""
 
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -7,17 +10,17 @@ import structlog
 from sqlalchemy import JSON, Engine, select
 from sqlalchemy.orm import Mapped, mapped_column
 
-from labstack.store.database import DatabaseError, Table, UtcDateTime, reading, writing
+from labstack.store.database import Base, DatabaseError, UtcDateTime, reading, writing
 
 log = structlog.get_logger(__name__)
 
 Action = Literal["move", "reload", "refused"]
 
 
-class Entry(Table):
-    """What was done, or refused, by whom and why.
+class Entry(Base):
+    """An action or a refusal, with its actor and reason.
 
-    A move takes a role from one version to another; None stands for no version. `evidence` is what was judged by.
+    A move takes a role from one version to another; None stands for no version. `evidence` holds the numbers behind it.
     """
 
     __tablename__ = "audit"
@@ -42,9 +45,9 @@ def history(
     limit: int | None = None,
     before: int | None = None,
 ) -> list[Entry]:
-    """What happened to one model and to all of them, or to any model, newest first; of one kind, or of all.
+    """Return the entries of one model, with those that concern all models, or of any model; newest first.
 
-    `limit` is the most entries, and `before` the id of one that all of them are older than.
+    `action` selects one kind, `limit` bounds their number, and all are older than the entry with the id `before`.
     """
     query = select(Entry).order_by(Entry.id.desc()).limit(limit)
     if model is not None:
@@ -58,7 +61,7 @@ def history(
 
 
 def role_moves(engine: Engine, model: str | None = None) -> list[Entry]:
-    """The moves of one model's roles, or of all models', newest first."""
+    """Return the moves of one model's roles, or of all models', newest first."""
     return history(engine, model, action="move")
 
 
@@ -72,7 +75,7 @@ def note(
     version: int | None = None,
     evidence: dict[str, Any] | None = None,
 ) -> None:
-    """Add an entry that is no move; a database that is away is logged, as what was done or refused stands."""
+    """Add an entry that is no move. If the database cannot be written, log that: the action itself stands."""
     entry = Entry(action=action, model=model, to_version=version, actor=actor, reason=reason, evidence=evidence)
     try:
         with writing(engine) as session:

@@ -1,15 +1,15 @@
-"""Leases: which of several processes, here or on other machines, does what only one should do."""
+"""Leases: they choose one of several processes, also on other machines, for work that only one may do."""
 
 import time
 
 from sqlalchemy import Double, Engine
 from sqlalchemy.orm import Mapped, mapped_column
 
-from labstack.store.database import Table, writing
+from labstack.store.database import Base, writing
 
 
-class Lease(Table):
-    """Who may do something, until a moment in seconds since 1970."""
+class Lease(Base):
+    """The holder of a lease, until a time in seconds since 1970."""
 
     __tablename__ = "leases"
 
@@ -19,9 +19,9 @@ class Lease(Table):
 
 
 def take(engine: Engine, name: str, holder: str, seconds: float) -> bool:
-    """Take a lease that nobody holds, or keep one's own for so long from now; whether it is the holder's then.
+    """Take a free or expired lease, or extend the holder's own, for so long from now. Return whether it was taken.
 
-    Clocks of machines that share the database must agree to within the seconds. Raises DatabaseError.
+    The clocks of machines that share the database must differ by less than these seconds. Raises DatabaseError.
     """
     now = time.time()
     with writing(engine) as session:
@@ -33,7 +33,7 @@ def take(engine: Engine, name: str, holder: str, seconds: float) -> bool:
 
 
 def release(engine: Engine, name: str, holder: str) -> None:
-    """Let another one take a lease at once, if it is the holder's."""
+    """End a lease now if it is the holder's, so that another process can take it."""
     with writing(engine) as session:
         lease = session.get(Lease, name)
         if lease is not None and lease.holder == holder:

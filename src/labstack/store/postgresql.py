@@ -1,7 +1,7 @@
-"""A connection to PostgreSQL that does not wait for ever for a server that holds it open and says nothing.
+"""A connection to PostgreSQL with a timeout for a server that keeps it open but does not answer.
 
-No setting of the server or of TCP bounds that: a server that is paused executes no time-out of its own, while the
-kernel below it acknowledges all that is sent.
+No setting of the server or of TCP covers that: a paused server executes none of its timeouts, while its kernel still
+acknowledges all packets.
 """
 
 import math
@@ -20,21 +20,21 @@ class BoundedConnection(psycopg.Connection[Any]):
     silence_seconds = math.inf
 
     def wait(self, gen: PQGen[T], interval: float = 0.1) -> T:
-        """Run one of the driver's generators, which is told of silence after each interval."""
+        """Run one of the driver's generators, with a check of the silence after each interval."""
         return super().wait(self._bounded(gen), interval)
 
     def _bounded(self, gen: PQGen[T]) -> PQGen[T]:
-        heard = time.monotonic()
+        answered_at = time.monotonic()
         try:
-            wanted = next(gen)
+            wait_for = next(gen)
             while True:
-                ready = yield wanted
+                ready = yield wait_for
                 if ready:
-                    heard = time.monotonic()
-                elif time.monotonic() - heard > self.silence_seconds:
+                    answered_at = time.monotonic()
+                elif time.monotonic() - answered_at > self.silence_seconds:
                     self.close()
                     raise psycopg.OperationalError(f"no answer from the server for {self.silence_seconds:g} seconds")
-                wanted = gen.send(ready)
+                wait_for = gen.send(ready)
         except StopIteration as ended:
             value: T = ended.value
             return value

@@ -1,13 +1,13 @@
-"""The prediction log: what was asked and answered, and the outcomes that were fed back since.
+"""The prediction log: inputs and outputs of each prediction, and the outcomes that were fed back since.
 
-Who writes: each worker's thread that keeps predictions, in batches; whoever feeds back; and the controller, which
-alone removes what is old.
+Who writes: each worker's prediction log, in batches; the API when outcomes are fed back; and the controller, which
+alone removes old rows.
 """
 
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,19 +15,19 @@ from sqlalchemy import BigInteger, Double, Engine, Index, Integer, Text, bindpar
 from sqlalchemy.orm import Mapped, Session, defer, mapped_column
 
 from labstack.errors import LabError
-from labstack.store.database import Table, reading, writing
+from labstack.store.database import Base, reading, writing
 
-BATCH = 500  # ids that one statement asks for
-EXPIRED_AT_ONCE = 20_000  # so that no writer waits long
+BATCH = 500  # ids in one statement
+EXPIRED_AT_ONCE = 20_000  # rows in one transaction, so that no writer waits long
 CALIBRATION_BINS = 10
-LARGEST = 1e30  # of an outcome, as of an input; squares of errors must be numbers that any database can add up
-SMALLEST = 1e-30  # of an error; any less is none
+LARGEST = 1e30  # of an outcome, as of an input; any database must be able to add up squares of errors
+SMALLEST = 1e-30  # of an error; a smaller one counts as none
 
 
-class Prediction(Table):
-    """A request that was answered; `inputs` is None where inputs are not to be kept.
+class Prediction(Base):
+    """A request that was answered; `inputs` is None if inputs are not to be kept.
 
-    `at` is in seconds since 1970, and inputs and outputs are JSON, one object a row.
+    `at` is in seconds since 1970; inputs and outputs are JSON, one object a row.
     """
 
     __tablename__ = "predictions"
@@ -43,10 +43,10 @@ class Prediction(Table):
     outputs: Mapped[str] = mapped_column(Text)
 
 
-class Outcome(Table):
-    """What a row that was predicted turned out to be.
+class Outcome(Base):
+    """The true value of a row that was predicted.
 
-    `correct` is 0 or 1, of a class; `error` is predicted less true, of a number.
+    For a class, `correct` is 0 or 1; for a number, `error` is the predicted value minus the true one.
     """
 
     __tablename__ = "outcomes"
@@ -65,7 +65,7 @@ class Outcome(Table):
 
 
 class FeedbackError(LabError):
-    """Outcomes that do not fit their predictions: `faults` is a list of (where, what is wrong)."""
+    """Outcomes do not fit their predictions: `faults` is a list of (request id, message)."""
 
     def __init__(self, faults: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(" ".join(fault) for fault in faults[:3]) + ".")
@@ -73,8 +73,8 @@ class FeedbackError(LabError):
 
 
 @dataclass(frozen=True)
-class Fed:
-    """How many outcomes were new, took the place of another, or were known; and requests that are not in the log."""
+class Feedback:
+    """The numbers of outcomes that were new, replaced another, or were known; and the request ids not in the log."""
 
     recorded: int = 0
     replaced: int = 0
@@ -83,11 +83,12 @@ class Fed:
 
 
 @dataclass(frozen=True)
-class Live:
-    """How predictions met their outcomes.
+class LiveQuality:
+    """The quality of predictions by their outcomes.
 
-    Of classes `correct` of them were right; of numbers there are the sums of the absolute errors, of their squares, and
-    of the errors with their signs. `calibration` is by confidence, in tenths: outcomes, right ones, mean confidence.
+    For classes, `correct` is the number of correct ones; for numbers there are the sums of the absolute errors, of
+    their squares, and of the signed errors. `calibration` is by tenths of confidence: the number of outcomes, of
+    correct ones, and the mean confidence.
     """
 
     count: int
@@ -104,26 +105,26 @@ class Live:
         The calibration error is the mean distance of confidence from accuracy, over tenths of confidence: Guo et al.,
         On Calibration of Modern Neural Networks (2017).
         """
-        found: dict[str, Any] = {"outcomes": self.count}
+        shown: dict[str, Any] = {"outcomes": self.count}
         if self.count and self.correct is not None:
-            found["accuracy"] = self.correct / self.count
+            shown["accuracy"] = self.correct / self.count
         elif self.count and self.absolute is not None:
-            found["mean_error"] = (self.signed or 0.0) / self.count
-            found["mean_absolute_error"] = self.absolute / self.count
-            found["root_mean_square_error"] = math.sqrt((self.squares or 0.0) / self.count)
+            shown["mean_error"] = (self.signed or 0.0) / self.count
+            shown["mean_absolute_error"] = self.absolute / self.count
+            shown["root_mean_square_error"] = math.sqrt((self.squares or 0.0) / self.count)
         if self.calibration:
-            total = sum(number for number, _, _ in self.calibration)
-            off = sum(abs(right - mean * number) for number, right, mean in self.calibration)
-            found["calibration_error"] = off / total
-            found["calibration"] = [
-                {"confidence": mean, "accuracy": right / number, "outcomes": number}
-                for number, right, mean in self.calibration
+            total = sum(count for count, _, _ in self.calibration)
+            distance = sum(abs(correct - confidence * count) for count, correct, confidence in self.calibration)
+            shown["calibration_error"] = distance / total
+            shown["calibration"] = [
+                {"confidence": confidence, "accuracy": correct / count, "outcomes": count}
+                for count, correct, confidence in self.calibration
             ]
-        return found
+        return shown
 
 
 class Row(NamedTuple):
-    """A prediction that is to be added."""
+    """A prediction to be added."""
 
     at: float
     request_id: str
@@ -136,39 +137,39 @@ class Row(NamedTuple):
 
 
 def append(session: Session, rows: Sequence[Row]) -> None:
-    """Add predictions; by the driver's own means, as SQLAlchemy's take longer than the rest of it."""
+    """Add predictions through the driver, as SQLAlchemy's inserts would take longer than everything else."""
     connection = session.connection()
     marks = ", ".join(["%s" if connection.dialect.paramstyle in ("format", "pyformat") else "?"] * len(Row._fields))
     connection.exec_driver_sql(f"INSERT INTO predictions ({', '.join(Row._fields)}) VALUES ({marks})", list(rows))  # noqa: S608
 
 
-def remove(session: Session, rows: Sequence[tuple[str, float]]) -> None:
-    """Remove predictions, if they are there, by their request ids and moments."""
+def remove(session: Session, keys: Sequence[tuple[str, float]]) -> None:
+    """Remove the predictions of these request ids and times, as far as they exist."""
     query = delete(Prediction).where(Prediction.request_id == bindparam("id"), Prediction.at == bindparam("moment"))
-    session.connection().execute(query, [{"id": request_id, "moment": at} for request_id, at in rows])
+    session.connection().execute(query, [{"id": request_id, "moment": at} for request_id, at in keys])
 
 
 def recent(engine: Engine, model: str, limit: int) -> list[Prediction]:
-    """The newest predictions of a model, newest first."""
+    """Return the newest predictions of a model, newest first."""
     query = select(Prediction).where(Prediction.model == model).order_by(Prediction.id.desc()).limit(limit)
     with reading(engine) as session:
         return list(session.scalars(query))
 
 
-def feed_back(engine: Engine, outcomes: Mapping[str, Sequence[Any]]) -> Fed:
-    """Note the true values of requests, by their ids, one a row; None where a row's is not known.
+def feed_back(engine: Engine, outcomes: Mapping[str, Sequence[Any]]) -> Feedback:
+    """Keep the true values of requests by their ids, one for each row, None where it is not known.
 
-    Feeding the same back again changes nothing; another value takes the place of the one before. Where a request id was
-    used more than once, its newest prediction is meant. Raises FeedbackError, and then keeps nothing.
+    The same values again change nothing; other values replace the former ones. A request id that was used more than
+    once means its newest prediction. Raises FeedbackError, and then keeps nothing.
     """
-    with reading(engine) as session:  # as long as that takes, nobody waits
+    with reading(engine) as session:  # most of the work, which delays no writer
         predictions = _predictions(session, list(outcomes))
         faults: list[tuple[str, str]] = []
         rows = [
             row
             for request_id, values in outcomes.items()
             if request_id in predictions
-            for row in _judged(predictions[request_id], values, faults)
+            for row in _judge(predictions[request_id], values, faults)
         ]
     if faults:
         raise FeedbackError(faults)
@@ -184,77 +185,80 @@ def feed_back(engine: Engine, outcomes: Mapping[str, Sequence[Any]]) -> Fed:
                 replaced += 1
                 session.merge(Outcome(**row))
         unknown = [request_id for request_id in outcomes if request_id not in predictions]
-        return Fed(new, replaced, len(rows) - new - replaced, unknown)
+        return Feedback(new, replaced, len(rows) - new - replaced, unknown)
 
 
-def live(engine: Engine, model: str, version: int, since: float = 0.0) -> Live:
-    """How the predictions that a version made since a moment met the outcomes that are known by now."""
-    these = (Outcome.model == model, Outcome.version == version, Outcome.predicted_at >= since)
-    tenth = func.floor(Outcome.confidence * (CALIBRATION_BINS - 1e-9))  # certainty is in the last
+def live(engine: Engine, model: str, version: int, since: float = 0.0) -> LiveQuality:
+    """Return the quality of a version's predictions since a time, by the outcomes that are known so far."""
+    conditions = (Outcome.model == model, Outcome.version == version, Outcome.predicted_at >= since)
+    totals = select(
+        func.count(Outcome.correct) + func.count(Outcome.error),
+        func.sum(Outcome.correct),
+        func.sum(func.abs(Outcome.error)),
+        func.sum(Outcome.error * Outcome.error),
+        func.sum(Outcome.error),
+    ).where(*conditions)
+    tenth = func.floor(Outcome.confidence * (CALIBRATION_BINS - 1e-9))  # a confidence of 1 belongs to the last one
+    by_confidence = (
+        select(func.count(), func.sum(Outcome.correct), func.avg(Outcome.confidence))
+        .where(*conditions, Outcome.confidence.is_not(None))
+        .group_by(tenth)
+        .order_by(tenth)
+    )
     with reading(engine) as session:
-        sums = func.sum(Outcome.correct), func.sum(func.abs(Outcome.error)), func.sum(Outcome.error * Outcome.error)
-        count, correct, absolute, squares, signed = session.execute(
-            select(func.count(Outcome.correct) + func.count(Outcome.error), *sums, func.sum(Outcome.error)).where(
-                *these
-            )
-        ).one()
-        by_confidence = session.execute(
-            select(func.count(), func.sum(Outcome.correct), func.avg(Outcome.confidence))
-            .where(*these, Outcome.confidence.is_not(None))
-            .group_by(tenth)
-            .order_by(tenth)
-        ).all()
-    calibration = [(number, int(right), float(mean)) for number, right, mean in by_confidence]
-    return Live(count, None if correct is None else int(correct), absolute, squares, signed, calibration)
+        count, correct, absolute, squares, signed = session.execute(totals).one()
+        tenths = session.execute(by_confidence).all()
+    calibration = [(size, int(right), float(confidence)) for size, right, confidence in tenths]
+    return LiveQuality(count, None if correct is None else int(correct), absolute, squares, signed, calibration)
 
 
 def expire(engine: Engine, days: float, rows: int) -> int:
-    """Remove predictions, and outcomes of such, that are older than so many days, and all but the newest so many rows.
+    """Remove predictions and outcomes older than so many days, and all but the newest predictions.
 
-    It removes no more than EXPIRED_AT_ONCE; how many it did.
+    Return how many predictions were removed, at most EXPIRED_AT_ONCE; `rows` is how many may stay.
     """
     oldest = time.time() - days * 86400
     with writing(engine) as session:
         newest = session.scalar(select(func.max(Prediction.id))) or 0
         first = select(Prediction.id, Prediction.at).order_by(Prediction.id).limit(EXPIRED_AT_ONCE).subquery()
-        removed = _removed(session, Prediction.id.in_(select(first.c.id).where(first.c.at < oldest)))
+        removed = _remove(session, Prediction.id.in_(select(first.c.id).where(first.c.at < oldest)))
         if removed < EXPIRED_AT_ONCE:
-            many = select(Prediction.id).where(Prediction.id <= newest - rows).order_by(Prediction.id)
-            removed += _removed(session, Prediction.id.in_(many.limit(EXPIRED_AT_ONCE - removed)))
+            excess = select(Prediction.id).where(Prediction.id <= newest - rows).order_by(Prediction.id)
+            removed += _remove(session, Prediction.id.in_(excess.limit(EXPIRED_AT_ONCE - removed)))
         session.execute(delete(Outcome).where(Outcome.predicted_at < oldest))
     return removed
 
 
-def _removed(session: Session, which: Any) -> int:
-    return int(session.execute(delete(Prediction).where(which)).rowcount)  # type: ignore[attr-defined]
-
-
-def _names(value: Any) -> set[str]:
-    """What a class may be called; pandas makes 1.0 of a 1 in a column with gaps."""
-    whole = isinstance(value, float) and value.is_integer()
-    return {str(value), str(int(value))} if whole else {str(value)}
+def _remove(session: Session, condition: Any) -> int:
+    return int(session.execute(delete(Prediction).where(condition)).rowcount)  # type: ignore[attr-defined]
 
 
 def _predictions(session: Session, ids: Sequence[str]) -> dict[str, Prediction]:
-    """The newest prediction of each request id that is in the log."""
-    found: dict[str, Prediction] = {}
-    for first in range(0, len(ids), BATCH):
-        these = Prediction.request_id.in_(ids[first : first + BATCH])
-        query = select(Prediction).options(defer(Prediction.inputs)).where(these).order_by(Prediction.id)
-        found |= {one.request_id: one for one in session.scalars(query)}
-    return found
+    """Return the newest prediction of each request id that is in the log."""
+    predictions: dict[str, Prediction] = {}
+    for batch in _batches(ids):
+        condition = Prediction.request_id.in_(batch)
+        query = select(Prediction).options(defer(Prediction.inputs)).where(condition).order_by(Prediction.id)
+        predictions |= {prediction.request_id: prediction for prediction in session.scalars(query)}
+    return predictions
 
 
 def _known(session: Session, ids: Sequence[str]) -> dict[tuple[str, int], Outcome]:
-    found: dict[tuple[str, int], Outcome] = {}
+    """Return the outcomes of request ids that were fed back before, by request id and row."""
+    outcomes: dict[tuple[str, int], Outcome] = {}
+    for batch in _batches(ids):
+        query = select(Outcome).where(Outcome.request_id.in_(batch))
+        outcomes |= {(outcome.request_id, outcome.row): outcome for outcome in session.scalars(query)}
+    return outcomes
+
+
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     for first in range(0, len(ids), BATCH):
-        query = select(Outcome).where(Outcome.request_id.in_(ids[first : first + BATCH]))
-        found |= {(one.request_id, one.row): one for one in session.scalars(query)}
-    return found
+        yield ids[first : first + BATCH]
 
 
-def _judged(prediction: Prediction, values: Sequence[Any], faults: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The outcomes of one request's rows as columns; what is wrong with them goes to `faults`."""
+def _judge(prediction: Prediction, values: Sequence[Any], faults: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return the outcomes of one request's rows as columns, and add what is wrong with them to `faults`."""
     outputs = json.loads(prediction.outputs)
     if len(values) != len(outputs):
         fault = f"has {len(values)} outcomes; the request had {len(outputs)} rows"
@@ -264,16 +268,10 @@ def _judged(prediction: Prediction, values: Sequence[Any], faults: list[tuple[st
     for number, (output, value) in enumerate(zip(outputs, values, strict=True)):
         if value is None:
             continue
-        correct, error = None, None
-        if "class" in output:
-            correct = int(output["class"] in _names(value))
-        elif isinstance(value, bool | str) or not abs(value) <= LARGEST:
-            said = repr(value)[:50]
-            faults.append((prediction.request_id, f"outcome {said} of row {number} is no number, as was predicted"))
+        if "value" in output and (isinstance(value, bool | str) or not abs(value) <= LARGEST):
+            shown = repr(value)[:50]
+            faults.append((prediction.request_id, f"outcome {shown} of row {number} is no number, as was predicted"))
             continue
-        elif output["value"] is not None and abs(output["value"]) <= LARGEST:
-            error = output["value"] - value
-            error = 0.0 if abs(error) < SMALLEST else error
         rows.append(
             {
                 "request_id": prediction.request_id,
@@ -283,9 +281,23 @@ def _judged(prediction: Prediction, values: Sequence[Any], faults: list[tuple[st
                 "model": prediction.model,
                 "version": prediction.version,
                 "actual": json.dumps(value),
-                "correct": correct,
-                "error": error,
+                "correct": int(output["class"] in _names(value)) if "class" in output else None,
+                "error": _error(output["value"], value) if "value" in output else None,
                 "confidence": output.get("confidence"),
             }
         )
     return rows
+
+
+def _error(predicted: float | None, value: float) -> float | None:
+    """Return the error of a number; None where the prediction was not finite or too large to add up its square."""
+    if predicted is None or not abs(predicted) <= LARGEST:
+        return None
+    error = predicted - value
+    return 0.0 if abs(error) < SMALLEST else error
+
+
+def _names(value: Any) -> set[str]:
+    """Return the names that a class may have; pandas turns 1 into 1.0 in a column with missing values."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return {str(value), str(int(value))} if is_whole else {str(value)}

@@ -1,6 +1,6 @@
-"""Windows: what each worker counted of each version in a period, as numbers and never as rows.
+"""Windows: the counts of one worker and version in a period.
 
-Who writes: each worker its own windows, again and again while their period lasts. The controller merges old ones.
+Who writes: each worker its own windows, repeatedly while their period lasts; the controller merges old ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Double, Engine, Index, Text, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from labstack.store.database import Table, reading
+from labstack.store.database import Base, reading
 
-MERGED = ""  # the writer of what was merged
+MERGED = ""  # the writer of merged windows
 
 
-class Window(Table):
-    """What one writer counted of a version, in a role, in the period that began at `started`, in seconds since 1970.
+class Window(Base):
+    """The counts of one writer, version and role in the period that began at `started`, in seconds since 1970.
 
-    `trial` names the step of a canary that was tried beside it; it is empty when there was none. `source` is where the
-    version's files are, as the number of one that was deleted may be used again by another registry.
+    `trial` names the step of a canary's trial; it is empty without a canary. `source` is where the version's files are,
+    because another registry may reuse the number of a deleted version.
     """
 
     __tablename__ = "windows"
@@ -34,29 +34,29 @@ class Window(Table):
 
 
 def put(session: Session, windows: Sequence[Window]) -> None:
-    """Write windows, each in the place of what its writer wrote of it before."""
+    """Write windows, each in the place of its former state."""
     for window in windows:
         session.merge(window)
 
 
 def since(engine: Engine, model: str, moment: float) -> list[Window]:
-    """A model's windows that began at a moment or later, oldest first."""
+    """Return a model's windows that began at a time or later, oldest first."""
     query = select(Window).where(Window.model == model, Window.started >= moment).order_by(Window.started)
     with reading(engine) as session:
         return list(session.scalars(query))
 
 
 def of_trial(engine: Engine, model: str, trial: str) -> list[Window]:
-    """A model's windows of one trial, oldest first."""
+    """Return a model's windows of one trial, oldest first."""
     query = select(Window).where(Window.model == model, Window.trial == trial).order_by(Window.started)
     with reading(engine) as session:
         return list(session.scalars(query))
 
 
 def merge(session: Session, before: float, seconds: float, add: Callable[[str, str], str]) -> int:
-    """Merge what all writers counted in periods that began before a moment, into longer ones; how many windows went.
+    """Merge all writers' windows that began before a time into windows of so many seconds.
 
-    `add` makes one text of counts of two.
+    Return how many were merged. `add` adds two texts of counts.
     """
     ended = session.scalars(select(Window).where(Window.started < before, Window.writer != MERGED)).all()
     for window in ended:
@@ -74,5 +74,5 @@ def merge(session: Session, before: float, seconds: float, add: Callable[[str, s
 
 
 def remove(session: Session, before: float) -> None:
-    """Remove windows that began before a moment."""
+    """Remove windows that began before a time."""
     session.execute(delete(Window).where(Window.started < before))

@@ -29,6 +29,7 @@ from labstack import settings
 from labstack.errors import LabError
 from labstack.model.contract import LARGEST, Matrix
 from labstack.store import datasets
+from labstack.store.rows import EXACT
 from labstack.training import filters
 from labstack.training.config import Data, Pipeline, Sql
 
@@ -234,7 +235,7 @@ def _typed(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """A column of whatever type as numbers, text or moments."""
     if pd.api.types.is_datetime64_any_dtype(column):
         return column
-    if pd.api.types.is_integer_dtype(column) and (column.abs() > datasets.EXACT).any():
+    if pd.api.types.is_integer_dtype(column) and (column.abs() > EXACT).any():
         return _text(column)  # numbers that are names: float64 would mix them up
     if pd.api.types.is_numeric_dtype(column):  # booleans too, as 0 and 1
         return column.astype("Float64").astype(np.float64) if column.hasnans else column.astype(np.float64)

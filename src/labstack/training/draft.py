@@ -9,7 +9,7 @@ import pandas as pd
 from sqlalchemy import Engine
 
 from labstack.store import datasets
-from labstack.store.datasets import Rows
+from labstack.store.rows import Rows
 from labstack.training.data import MAX_CATEGORIES, DataError
 
 CLASSES = 20  # numbers of at most so many different values are taken for classes

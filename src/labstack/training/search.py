@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from labstack import sqlite_files
 from labstack.errors import LabError
 from labstack.model.contract import Matrix
-from labstack.store.database import write_ahead
+from labstack.store.sqlite import write_ahead
 from labstack.training import data
 from labstack.training.config import Candidate, Pipeline, Range
 from labstack.training.data import Column, Indices, Table

@@ -20,7 +20,7 @@ def both(app: Flask, path: str, **request: Any) -> tuple[TestResponse, TestRespo
     lane = app.wsgi_app
     assert isinstance(lane, FastPath)
     request["headers"] = SAME | request.get("headers", {})
-    return Client(lane).post(path, **request), Client(lane._other).post(path, **request)
+    return Client(lane).post(path, **request), Client(lane._flask).post(path, **request)
 
 
 def assert_alike(app: Flask, path: str, **request: Any) -> TestResponse:
@@ -37,7 +37,7 @@ def flask_unused(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Flask:
     def fail(*_: object) -> None:
         pytest.fail("Flask was asked")
 
-    monkeypatch.setattr(app.wsgi_app, "_other", fail)
+    monkeypatch.setattr(app.wsgi_app, "_flask", fail)
     return app
 
 

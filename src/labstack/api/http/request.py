@@ -9,8 +9,7 @@ from flask import Flask, Response, current_app, g, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from labstack.api import metrics
-from labstack.api.predicting.fast_path import request_id, sticky_key
-from labstack.api.predicting.prediction import Call
+from labstack.api.predicting.call import Call, request_id, sticky_key
 from labstack.api.problems import Problem
 from labstack.api.service import Service
 

@@ -1,33 +1,41 @@
-"""A prediction, from rows to outputs: what the hot lane and all of Flask's routes share."""
+"""A prediction, from rows to outputs: shared by the fast path and by all of Flask's routes."""
 
 import time
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
+import structlog
 from orjson import Fragment
 
-from labstack.api.problems import PredictionFailedError, Problem, listed
+from labstack.api.predicting.call import Call
+from labstack.api.problems import Problem, listed
 from labstack.api.recording.finished import FinishedPrediction
-from labstack.api.recording.recorder import SHADOWED_ROWS, Shadow
+from labstack.api.recording.recorder import Recorder
+from labstack.api.recording.shadows import SHADOWED_ROWS, Shadow
 from labstack.api.service import Service
 from labstack.api.serving.lineup import Lineup, Role
 from labstack.model.contract import ContractError, FieldMessages
 from labstack.model.predictor import Predictions
 
-
-class Call(NamedTuple):
-    """The request that a prediction is for."""
-
-    endpoint: str  # the pattern of its path
-    path: str
-    request_id: str
-    key: bytes  # what decides between production and canary
-    started: float  # the moment of `time.perf_counter` at which it came
+log = structlog.get_logger(__name__)
 
 
-class Predicted(NamedTuple):
-    """What a version predicted for a call's rows, and its warnings about them."""
+class PredictionFailedError(Exception):
+    """A version in a role failed to predict rows that fit its contract."""
+
+    def __init__(self, role: Role, trial: str) -> None:
+        super().__init__(f"Version {role.served.version} of {role.served.model!r} failed to predict.")
+        self.role, self.trial = role, trial
+
+    def record(self, recorder: Recorder, cause: BaseException | None, request_id: str) -> None:
+        """Count the failure, and log its cause."""
+        recorder.fail(self.role, self.trial)
+        log.error("prediction failed", exc_info=cause, role=self.role.name, request_id=request_id)
+
+
+class RunResult(NamedTuple):
+    """The predictions for the rows of a call, the role that made them, and warnings about the rows."""
 
     role: Role
     predictions: Predictions
@@ -35,39 +43,39 @@ class Predicted(NamedTuple):
 
 
 def predict(service: Service, lineup: Lineup, body: Any, call: Call) -> bytes:
-    """Predict the rows of a body in one of our own three forms; the answer's JSON. Raises as `run` does."""
-    rows, place = _rows(body)
-    role, predictions, warnings = run(service, lineup, rows, place, call)
+    """Predict the rows of a body in one of our own three forms, and return the answer's JSON. Raises as `run` does."""
+    rows, prefix = _rows(body)
+    role, predictions, warnings = run(service, lineup, rows, prefix, call)
     results = role.served.results(predictions)
-    answer = {"predictions": Fragment(b"[%b]" % b",".join(results))} if place else {"prediction": Fragment(results[0])}
+    answer = {"predictions": Fragment(b"[%b]" % b",".join(results))} if prefix else {"prediction": Fragment(results[0])}
     return dumps(service, role, answer, warnings, call)
 
 
 def run(
-    service: Service, lineup: Lineup, rows: list[Any], place: str, call: Call, version: int | None = None
-) -> Predicted:
-    """Predict rows by the version that the call's key, or its own word, decides on, and hand it to the recorder.
+    service: Service, lineup: Lineup, rows: list[Any], prefix: str, call: Call, version: int | None = None
+) -> RunResult:
+    """Predict rows by the version that the call's key chooses, or by `version`, and hand the result to the recorder.
 
-    `place` is what stands before a row's number in faults. Raises Problem, ContractError or PredictionFailedError.
+    `prefix` stands before a row's number in errors. Raises Problem, ContractError or PredictionFailedError.
     """
     if not rows:
-        raise ContractError([(place, "is empty; at least one row is needed")])
+        raise ContractError([(prefix, "is empty; at least one row is needed")])
     limit = service.settings.max_request_rows
     if len(rows) > limit:
         raise Problem(413, "too-many-rows", f"The body holds {len(rows):,} rows; at most {limit:,} (MAX_REQUEST_ROWS).")
     role = lineup.pick(call.key) if version is None else service.role(lineup, version)
     served = role.served
-    matrix, warnings = served.plan.parse(rows, place)
-    trial = lineup.trial if version is None else ""  # a caller who chose the version says nothing of both
+    matrix, warnings = served.plan.parse(rows, prefix)
+    trial = lineup.trial if version is None else ""  # a caller's own choice is no evidence in a trial
     try:
         predictions = served.predictor.predict(matrix)
     except Exception as error:
         failed = PredictionFailedError(role, trial)
         if role is lineup.production or version is not None:
             raise failed from error
-        answered = run(service, replace(lineup, canary=None), rows, place, call)  # no caller pays for a trial
-        failed.record(service.recorder, error, call.request_id)  # not of a request that production fails too
-        return answered
+        result = run(service, replace(lineup, canary=None), rows, prefix, call)  # a canary's failure harms no caller
+        failed.record(service.recorder, error, call.request_id)  # only where production can predict the rows
+        return result
     latency_ms = (time.perf_counter() - call.started) * 1000
     service.recorder.put(
         FinishedPrediction(
@@ -84,13 +92,14 @@ def run(
         )
     )
     if trial and (other := lineup.beside(role, call.key)):
-        few = rows[:SHADOWED_ROWS], predictions.outputs[:SHADOWED_ROWS]
-        service.recorder.shadow(Shadow(lineup.canary, trial, other, *few))  # type: ignore[arg-type]  # trial: there is one
-    return Predicted(role, predictions, warnings)
+        first_rows, first_outputs = rows[:SHADOWED_ROWS], predictions.outputs[:SHADOWED_ROWS]
+        canary = lineup.canary
+        service.recorder.shadow(Shadow(canary, trial, other, first_rows, first_outputs))  # type: ignore[arg-type]  # a trial has a canary
+    return RunResult(role, predictions, warnings)
 
 
 def dumps(service: Service, role: Role, answer: dict[str, Any], warnings: FieldMessages, call: Call) -> bytes:
-    """An answer as JSON, with what every answer says beside its predictions."""
+    """Return an answer as JSON, with the members that every answer has: warnings, model and request id."""
     if warnings:
         answer["warnings"] = listed(warnings)
     if service.settings.include_model_info:
@@ -100,7 +109,7 @@ def dumps(service: Service, role: Role, answer: dict[str, Any], warnings: FieldM
 
 
 def _rows(body: Any) -> tuple[list[Any], str]:
-    """The rows of a body, and what stands before a row's number in errors; nothing for one object alone."""
+    """Return the rows of a body, and the prefix of a row's number in errors; the prefix of a single object is empty."""
     if isinstance(body, dict) and isinstance(body.get("instances"), list):
         if len(body) > 1:
             unknown = [name for name in body if name != "instances"]

@@ -38,7 +38,7 @@ Datatype = Literal[
 
 
 class Input(BaseModel):
-    """A tensor of a request; its values are its `data`, or in the bytes behind the JSON."""
+    """A tensor of a request; its values are in `data`, or in the bytes after the JSON."""
 
     model_config = ConfigDict(strict=True)
 
@@ -50,7 +50,7 @@ class Input(BaseModel):
 
 
 class Output(BaseModel):
-    """A tensor that a request asks for."""
+    """A tensor that a request wants in the answer."""
 
     model_config = ConfigDict(strict=True)
 
@@ -69,41 +69,21 @@ class InferRequest(BaseModel):
     outputs: list[Output] = []
 
 
-def read(sent: Any, contract: Contract) -> InferRequest:
-    """The request that a JSON value is. Raises ContractError that names every fault."""
+def read(body: Any, contract: Contract) -> InferRequest:
+    """Return the request in a JSON value. Raises ContractError that lists every error."""
     try:
-        asked = InferRequest.model_validate(sent)
+        infer = InferRequest.model_validate(body)
     except ValidationError as error:
         raise ContractError(faults_of(error)) from None
     names = [output["name"] for output in outputs_of(contract)]
-    if unknown := [output.name for output in asked.outputs if output.name not in names]:
+    if unknown := [output.name for output in infer.outputs if output.name not in names]:
         raise ContractError([("outputs", f"knows no {name!r}; there are {', '.join(names)}") for name in unknown])
-    return asked
+    return infer
 
 
-def rows_of(asked: InferRequest, binary: bytes, contract: Contract) -> list[dict[str, Any]]:
-    """The rows that a request's tensors hold. Raises ContractError."""
-    columns: dict[str, list[Any]] = {}
-    names = [feature.name for feature in contract.features]
-    for number, tensor in enumerate(asked.inputs):
-        place = f"inputs.{number}"
-        size = tensor.parameters.get("binary_data_size")
-        if isinstance(size, int) and 0 <= size <= len(binary):
-            values, binary = _from_binary(place, tensor.datatype, binary[:size]), binary[size:]
-        elif tensor.data is not None and size is None:
-            values = _flat(tensor.data)
-        else:
-            raise ContractError([(place, "holds no data, or not as many bytes as it says")])
-        if len(values) != math.prod(tensor.shape):
-            raise ContractError([(place, f"holds {len(values)} values, which are not of shape {tensor.shape}")])
-        width = tensor.shape[1] if len(tensor.shape) == 2 else 1
-        if len(asked.inputs) == 1 and tensor.name not in names and width == len(names):
-            columns = {name: values[column::width] for column, name in enumerate(names)}
-        elif width != 1 or tensor.name in columns:
-            whole = f"or a single tensor of shape [rows, {len(names)}]"
-            raise ContractError([(place, f"must be a feature's column, of shape [rows] and named once, {whole}")])
-        else:
-            columns[tensor.name] = values
+def rows_of(infer: InferRequest, binary: bytes, contract: Contract) -> list[dict[str, Any]]:
+    """Return the rows that a request's tensors hold. Raises ContractError."""
+    columns = _columns(infer, binary, [feature.name for feature in contract.features])
     if len({len(column) for column in columns.values()}) > 1:
         raise ContractError([("inputs", "must have as many rows in each tensor")])
     for feature in contract.features:
@@ -113,8 +93,39 @@ def rows_of(asked: InferRequest, binary: bytes, contract: Contract) -> list[dict
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def _columns(infer: InferRequest, binary: bytes, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values of each column; of a single tensor of shape [rows, features], in the order of the features."""
+    columns: dict[str, list[Any]] = {}
+    for number, tensor in enumerate(infer.inputs):
+        field = f"inputs.{number}"
+        values, binary = _values(field, tensor, binary)
+        width = tensor.shape[1] if len(tensor.shape) == 2 else 1
+        if len(infer.inputs) == 1 and tensor.name not in names and width == len(names):
+            columns = {name: values[column::width] for column, name in enumerate(names)}
+        elif width != 1 or tensor.name in columns:
+            alternative = f"or a single tensor of shape [rows, {len(names)}]"
+            raise ContractError([(field, f"must be a feature's column, of shape [rows] and named once, {alternative}")])
+        else:
+            columns[tensor.name] = values
+    return columns
+
+
+def _values(field: str, tensor: Input, binary: bytes) -> tuple[list[Any], bytes]:
+    """Return a tensor's values, row by row, and the rest of the bytes after the JSON. Raises ContractError."""
+    size = tensor.parameters.get("binary_data_size")
+    if isinstance(size, int) and 0 <= size <= len(binary):
+        values, binary = _from_binary(field, tensor.datatype, binary[:size]), binary[size:]
+    elif tensor.data is not None and size is None:
+        values = _flat(tensor.data)
+    else:
+        raise ContractError([(field, "holds no data, or not as many bytes as it says")])
+    if len(values) != math.prod(tensor.shape):
+        raise ContractError([(field, f"holds {len(values)} values, which are not of shape {tensor.shape}")])
+    return values, binary
+
+
 def inputs_of(contract: Contract) -> list[dict[str, Any]]:
-    """The tensors that a model takes, as its metadata tells."""
+    """Return the input tensors of a model, for its metadata."""
     return [
         {"name": feature.name, "datatype": "BYTES" if feature.categories else "FP64", "shape": [-1]}
         for feature in contract.features
@@ -122,7 +133,7 @@ def inputs_of(contract: Contract) -> list[dict[str, Any]]:
 
 
 def outputs_of(contract: Contract) -> list[dict[str, Any]]:
-    """The tensors that a model gives, as its metadata tells."""
+    """Return the output tensors of a model, for its metadata."""
     if contract.task == "regression":
         return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
     probabilities = {"name": "probabilities", "datatype": "FP64", "shape": [-1, len(contract.classes)]}
@@ -130,9 +141,28 @@ def outputs_of(contract: Contract) -> list[dict[str, Any]]:
 
 
 def answer(
-    head: dict[str, Any], asked: InferRequest, predictions: Predictions, contract: Contract
+    head: dict[str, Any], infer: InferRequest, predictions: Predictions, contract: Contract
 ) -> tuple[bytes, int]:
-    """The answer's bytes, and how many of them are its JSON; probabilities only where the version gives some."""
+    """Return the answer's bytes, and how many of them are its JSON; with probabilities if the version gives any."""
+    tensors = _tensors(predictions, contract)
+    wanted = [output for output in infer.outputs if output.name in tensors]
+    described, binary = [], b""
+    for output in wanted or [Output(name=name) for name in tensors]:
+        datatype, shape, values = tensors[output.name]
+        tensor: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
+        if output.parameters.get("binary_data", infer.parameters.get("binary_data_output", False)):
+            encoded = _to_binary(datatype, values)
+            tensor["parameters"] = {"binary_data_size": len(encoded)}
+            binary += encoded
+        else:
+            tensor["data"] = np.asarray(values).ravel().tolist()
+        described.append(tensor)
+    text = orjson.dumps(head | ({"id": infer.id} if infer.id else {}) | {"outputs": described})
+    return text + binary, len(text)
+
+
+def _tensors(predictions: Predictions, contract: Contract) -> dict[str, tuple[str, list[int], Any]]:
+    """Return datatype, shape and values of each output tensor by its name."""
     given: dict[str, tuple[str, list[int], Any]] = {}
     rows = len(predictions.outputs)
     if contract.task == "regression":
@@ -141,24 +171,11 @@ def answer(
         given["class"] = "BYTES", [rows], predictions.outputs
         if predictions.probabilities is not None:
             given["probabilities"] = "FP64", [rows, len(contract.classes)], predictions.probabilities
-    wanted = [output for output in asked.outputs if output.name in given] or [Output(name=name) for name in given]
-    tensors, binary = [], b""
-    for output in wanted:
-        datatype, shape, values = given[output.name]
-        tensor: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
-        if output.parameters.get("binary_data", asked.parameters.get("binary_data_output", False)):
-            encoded = _to_binary(datatype, values)
-            tensor["parameters"] = {"binary_data_size": len(encoded)}
-            binary += encoded
-        else:
-            tensor["data"] = np.asarray(values).ravel().tolist()
-        tensors.append(tensor)
-    text = orjson.dumps(head | ({"id": asked.id} if asked.id else {}) | {"outputs": tensors})
-    return text + binary, len(text)
+    return given
 
 
 def split(body: bytes, header: str | None) -> tuple[bytes, bytes]:
-    """A body's JSON and the bytes behind it; `header` is Inference-Header-Content-Length. Raises Problem."""
+    """Return a body's JSON and the bytes after it; `header` is Inference-Header-Content-Length. Raises Problem."""
     if header is None:
         return body, b""
     if not re.fullmatch(r"[0-9]{1,12}", header) or int(header) > len(body):
@@ -170,21 +187,22 @@ def _flat(data: list[Any]) -> list[Any]:
     return [value for row in data for value in row] if data and all(isinstance(row, list) for row in data) else data
 
 
-def _from_binary(place: str, datatype: str, data: bytes) -> list[Any]:
+def _from_binary(field: str, datatype: str, data: bytes) -> list[Any]:
     try:
         if datatype != "BYTES":
-            found: list[Any] = np.frombuffer(data, NUMPY[datatype]).tolist()
-            return found
-        texts, at = [], 0
-        while at < len(data):
-            (length,) = struct.unpack_from("<I", data, at)
-            if at + 4 + length > len(data):
+            values: list[Any] = np.frombuffer(data, NUMPY[datatype]).tolist()
+            return values
+        texts, start = [], 0
+        while start < len(data):
+            (length,) = struct.unpack_from("<I", data, start)
+            end = start + 4 + length
+            if end > len(data):
                 raise ValueError
-            texts.append(data[at + 4 : at + 4 + length].decode())
-            at += 4 + length
+            texts.append(data[start + 4 : end].decode())
+            start = end
         return texts
     except (ValueError, struct.error):
-        raise ContractError([(place, f"holds bytes that are no {datatype} values")]) from None
+        raise ContractError([(field, f"holds bytes that are no {datatype} values")]) from None
 
 
 def _to_binary(datatype: str, values: Sequence[Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""What is known of a finished prediction, for all that is done with it afterwards."""
+"""A finished prediction, as the prediction path hands it to the recorder."""
 
 from typing import Any, NamedTuple
 
@@ -16,18 +16,18 @@ class FinishedPrediction(NamedTuple):
     at: float  # seconds since 1970
     latency_ms: float
     role: Role
-    trial: str  # the step of a canary's trial that it is part of, if it is of one
+    trial: str  # the step of a canary's trial that it belongs to; empty if none
     matrix: Matrix
     warnings: FieldMessages
     predictions: Predictions
 
 
 def outputs(record: FinishedPrediction, rows: int | None = None) -> list[dict[str, Any]]:
-    """What was predicted for the first so many rows, or for all: a class and its confidence, or a value, of each."""
+    """Return the predictions for the first `rows` rows, or for all: a class and its confidence, or a value, of each."""
     key = "class" if record.role.served.contract.task == "classification" else "value"
-    found: list[dict[str, Any]] = [{key: output} for output in record.predictions.outputs[:rows]]
+    shown: list[dict[str, Any]] = [{key: output} for output in record.predictions.outputs[:rows]]
     probabilities = record.predictions.probabilities
     if probabilities is not None:
-        for output, confidence in zip(found, probabilities[:rows].max(axis=1).tolist(), strict=True):
+        for output, confidence in zip(shown, probabilities[:rows].max(axis=1).tolist(), strict=True):
             output["confidence"] = confidence
-    return found
+    return shown

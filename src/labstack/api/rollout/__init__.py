@@ -1,1 +1,1 @@
-"""What is known of the versions that are served, and canaries that move by it."""
+"""The assessment of the versions that are served, and the moves of canaries that follow from it."""

@@ -1,8 +1,8 @@
-"""What one process does for all workers and replicas that share our database: judge canaries, and tidy up.
+"""The controller: judges canaries and removes old rows, in one process of all that share our database.
 
-Each worker has a thread that tries to get the lease; whoever has it acts. Should two take themselves for its holder for
-a moment, as one of them was stopped in the middle, each move of a role still happens once: it is made only from the
-roles that were judged, under the lock that all moves are made under.
+Each worker has a thread that tries to get the lease, and the one that holds it acts. Even if two take themselves for
+the holder, because one of them was paused, each move of a role happens once: it starts only from the roles that were
+judged, under the lock of all moves.
 """
 
 import os
@@ -31,8 +31,8 @@ from labstack.store import leases, predictions, windows
 from labstack.store.database import DatabaseError, writing
 
 LEASE = "controller"
-MERGED_SECONDS = 3600.0
-KEPT_SECONDS = 7 * 86400.0  # of windows, beyond which no trial of a canary is judged
+MERGED_SECONDS = 3600.0  # the length of a merged window
+KEPT_SECONDS = 7 * 86400.0  # of windows; no trial of a canary is judged by older ones
 
 log = structlog.get_logger(__name__)
 
@@ -53,19 +53,19 @@ class Controller:
         self._engine = engine
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._stop = threading.Event()
-        self._told = ""
+        self._logged_error = ""
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; whoever is next need not wait for the lease to end."""
+        """End the thread, and release the lease for another process."""
         self._stop.set()
         self._thread.join(timeout=1)
 
     def act(self) -> bool:
-        """Do once what is to be done, if the lease is ours; whether it was. Raises DatabaseError."""
+        """Judge every canary and remove old rows, if the lease is ours. Return whether it was. Raises DatabaseError."""
         engine, interval = self._engine(), self._settings.canary_interval_seconds
         if not leases.take(engine, LEASE, self._holder, 3 * interval):
             return False
@@ -75,12 +75,12 @@ class Controller:
                 try:
                     self._decide(engine, model, lineup)
                 except moves.RolesMovedError:
-                    pass  # somebody moved them meanwhile: to be judged anew
+                    pass  # moved by another; the next turn judges the new roles
                 except RegistryError as error:
                     log.error("canary not moved", model=model, error=str(error))
                 except DatabaseError:
                     raise
-                except Exception:  # of one model; the others are judged
+                except Exception:  # an error in one model must not stop the others
                     log.exception("canary not judged", model=model)
         return True
 
@@ -88,45 +88,45 @@ class Controller:
         while not self._stop.wait(self._settings.canary_interval_seconds * random.uniform(0.8, 1.2)):  # noqa: S311
             try:
                 self.act()
-                told = ""
+                error_text = ""
             except DatabaseError as error:
-                told = str(error)
-            except Exception:  # whatever it was, the next turn may go well
+                error_text = str(error)
+            except Exception:  # whatever the error, the next turn may succeed
                 log.exception("controller failed")
                 continue
-            if told and told != self._told:
-                log.error("controller waits", error=told)
-            self._told = told
-        with suppress(DatabaseError):  # it ends by itself
+            if error_text and error_text != self._logged_error:
+                log.error("controller waits", error=error_text)
+            self._logged_error = error_text
+        with suppress(DatabaseError):  # the lease also expires
             leases.release(self._engine(), LEASE, self._holder)
 
     def _decide(self, engine: Engine, model: str, lineup: Lineup) -> None:
-        """Advance a canary, or take it out, where the verdict says so. Raises RegistryError or DatabaseError."""
-        found, tried = assessment.step(engine, self._settings, lineup), lineup.canary
-        if found is None or tried is None or found.verdict.outcome == "inconclusive":
+        """Advance a canary or roll it back, as the verdict says. Raises RegistryError or DatabaseError."""
+        step, canary = assessment.step(engine, self._settings, lineup), lineup.canary
+        if step is None or canary is None or step.verdict.outcome == "inconclusive":
             return
         roles = read_roles(self._client, model)
-        if not _same(roles, lineup, tried):
+        if not _are_judged(roles, lineup, canary):
             return
-        verdict = found.verdict
-        said = MoveNote(
+        verdict = step.verdict
+        note = MoveNote(
             reason=f"{verdict.outcome}: {verdict.reason}"[:500],
             who=f"controller at {socket.gethostname()}",
-            evidence=assessment.shown_step(found),
+            evidence=assessment.shown_step(step),
             only_from=roles,
         )
-        number = tried.served.version
+        version = canary.served.version
         if verdict.outcome == "roll back":
-            moves.stop_canary(self._client, engine, model, **said)
-        elif found.next is None:
-            moves.accept_canary(self._client, engine, model, number, **said)
+            moves.stop_canary(self._client, engine, model, **note)
+        elif step.next is None:
+            moves.accept_canary(self._client, engine, model, version, **note)
         else:
-            moves.start_canary(self._client, engine, model, number, found.next, **said)
-        log.info("canary moved", model=model, version=number, outcome=verdict.outcome, reason=verdict.reason)
+            moves.start_canary(self._client, engine, model, version, step.next, **note)
+        log.info("canary moved", model=model, version=version, outcome=verdict.outcome, reason=verdict.reason)
         self._control.raise_desired()
 
     def _tidy(self, engine: Engine) -> None:
-        """Remove old predictions, and merge the windows that no drift is looked for in any more."""
+        """Remove old predictions, merge the windows older than the drift window, and remove old ones."""
         settings, now = self._settings, time.time()
         days, rows = settings.prediction_log_days, settings.prediction_log_rows
         while predictions.expire(engine, days, rows) == predictions.EXPIRED_AT_ONCE and not self._stop.is_set():
@@ -137,13 +137,14 @@ class Controller:
             windows.remove(session, now - max(KEPT_SECONDS, 2 * settings.drift_window_seconds))
 
 
-def _same(roles: Roles, lineup: Lineup, tried: Canary) -> bool:
-    """Whether the registry's roles are those that a lineup was judged in."""
-    served = lineup.production.served.version, tried.served.version
-    return (roles.production, roles.canary) == served and roles.rollout in (None, tried.rollout)
+def _are_judged(roles: Roles, lineup: Lineup, canary: Canary) -> bool:
+    """Return whether the registry's roles are those of the lineup that was judged."""
+    served = lineup.production.served.version, canary.served.version
+    return (roles.production, roles.canary) == served and roles.rollout in (None, canary.rollout)
 
 
-def _sum(one: str, other: str) -> str:
-    counts = Counts.loads(one)
-    counts.add(Counts.loads(other))
+def _sum(first: str, second: str) -> str:
+    """Return the sum of two texts of counts."""
+    counts = Counts.loads(first)
+    counts.add(Counts.loads(second))
     return counts.dumps()

@@ -150,7 +150,7 @@ def _counted(role: Role, among: Sequence[Metric]) -> dict[str, Any]:
             ("requests", metrics.predictions),
             ("rows", metrics.rows),
             ("failures", metrics.failures),
-            ("out_of_range", metrics.outside),
+            ("out_of_range", metrics.out_of_range),
         )
     }
     if not isinstance(role, Canary):

@@ -219,7 +219,7 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
 
         gunicorn would answer with an HTML page.
         """
-        from labstack.api.predicting.fast_path import request_id  # here, as they import numpy
+        from labstack.api.predicting.call import request_id  # only now, as they import numpy
         from labstack.api.problems import document
 
         identifier = request_id(dict(req.headers).get("X-REQUEST-ID", "") if req else "")
