@@ -129,9 +129,9 @@ def test_operators_start_step_and_end_a_canary(browser: Browser, lab: Lab, api: 
     browser.type("#weight", "75")
     browser.click("Change the share")
     browser.wait_for("split 75%")
-    browser.click("Take out")
-    assert "is taken out; production, version 2, answers every request again" in browser.text
-    browser.click("Take the canary out")
+    browser.click("Remove")
+    assert "is removed; production, version 2, answers every request again" in browser.text
+    browser.click("Remove the canary")
     browser.wait_for("Done.")
     assert read_roles(lab.registry, followed).canary is None
     newest = audit.role_moves(lab.engine, followed)[0]
@@ -153,12 +153,12 @@ def test_operators_accept_a_canary_roll_back_and_reload(
     assert read_roles(lab.registry, followed).production == 3
     browser.click("Roll back to 2")
     browser.click("Roll back")
-    browser.wait_for("What was production before is production again. Production is version 2.")
+    browser.wait_for("The previous version is production again. Production is version 2.")
     assert read_roles(lab.registry, followed).production == 2
     browser.click("Reload")
     assert "No role moves" in browser.text
     browser.click("Reload")
-    browser.wait_for("Every worker has followed the registry.")
+    browser.wait_for("Every worker follows the registry.")
     assert browser.errors() == []
 
 
@@ -205,7 +205,7 @@ def test_what_was_confirmed_is_not_done_when_roles_moved_meanwhile(
     moves.promote(lab.registry, lab.engine, followed, 3, reason="by somebody else")
     browser.click("Roll back")
     browser.wait_for("Not done")
-    assert "have moved since the page was made" in browser.text
+    assert "have moved since the page was loaded" in browser.text
     assert read_roles(lab.registry, followed).production == 3
     browser.require_sound("refused")
     browser.click("Back to the console")
@@ -338,7 +338,7 @@ def test_without_scripts_everything_but_the_charts_is_there(
         [button] = browser.all("form button")
         button.click()
         [said] = browser.all("[role=status]")
-        assert "Every worker has followed" in said.text
+        assert "Every worker follows" in said.text
         assert browser.all("noscript")
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

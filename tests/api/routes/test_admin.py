@@ -1,6 +1,7 @@
 """Operators and nobody else; and a reload that answers when all workers have looked."""
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from labstack.api.app import create_app
 from labstack.api.service import Service
 from labstack.api.serving.control import STARTING, Control, WorkerState
 from labstack.registry import moves
-from labstack.registry.roles import read_all_roles
+from labstack.registry.roles import Rollout, read_all_roles, read_roles
 from tests.conftest import IRIS_ROW, Lab, ask, run_api
 
 TOKEN = "ein langer, zufälliger Schlüssel"  # noqa: S105
@@ -134,6 +135,23 @@ def test_a_worker_that_has_not_looked_yet_is_waited_for(lab: Lab, service: Servi
 def test_without_any_worker_there_is_no_success(lab: Lab, service: Service) -> None:
     service.control.remove()
     assert create_app(service.settings).test_client().post("/admin/reload").status_code == 503
+
+
+def test_a_move_that_a_worker_does_not_follow_is_shown_as_done(lab: Lab, service: Service, model: str) -> None:
+    moves.start_canary(lab.registry, lab.engine, model, 2, Rollout(0.5, "split"), reason="try")
+    client = create_app(service.settings).test_client()
+    page = client.get("/console/confirm", query_string={"move": "reject", "model": model}).text
+    [roles] = re.findall(r'name="roles" value="([^"]*)"', page)
+    answer = client.post("/console/move", data={"move": "reject", "model": model, "roles": roles})
+    assert answer.status_code == 503
+    assert "Done, but" in answer.text
+    assert "The registry has moved the role, but not every worker follows yet" in answer.text
+    after = read_roles(lab.registry, model)
+    assert (after.production, after.canary) == (1, None)
+    seen = "/".join(map(str, (after.production, after.canary, after.previous, after.rollout)))
+    answer = client.post("/console/move", data={"move": "reload", "model": model, "roles": seen})
+    assert answer.status_code == 503
+    assert "Not done" in answer.text
 
 
 def test_a_look_that_began_before_the_reload_does_not_count(

@@ -8,10 +8,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import labstack
-from labstack.api.http.actions import Move, Update
+from labstack.api.http.bodies import Feedback, Move, Update
 from labstack.api.http.queries import PAGES, QUERIES, Schema
 from labstack.api.predicting.tensors import InferRequest
-from labstack.api.routes.monitoring import Feedback
 from labstack.api.serving.lineup import Lineup
 from labstack.model.contract import LARGEST, Contract, Feature
 

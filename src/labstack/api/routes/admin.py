@@ -3,18 +3,16 @@
 from typing import Any, TypeVar
 
 from flask import Blueprint
-from pydantic import ValidationError
 
 from labstack.api.http import actions
-from labstack.api.http.actions import Move, Update
+from labstack.api.http.bodies import Move, Update, may_be_empty, validate
 from labstack.api.http.operators import require_operator
 from labstack.api.http.request import body, json_body
-from labstack.api.problems import Problem, faults_of
 
 blueprint = Blueprint("admin", __name__)
 blueprint.before_request(require_operator)
 
-Asked = TypeVar("Asked", bound=Move)
+Body = TypeVar("Body", bound=Move)
 
 
 @blueprint.post("/admin/reload")
@@ -31,34 +29,27 @@ def reload() -> dict[str, Any]:
 @blueprint.post("/update-model")
 def update_model() -> dict[str, Any]:
     """Make a version the canary beside production, or change the weight and the mode of the one that is."""
-    return actions.update(_asked(Update))
+    return actions.start_canary(_body(Update))
 
 
 @blueprint.post("/accept-next-model")
 def accept_next_model() -> dict[str, Any]:
     """Make the canary production; the version it takes the place of becomes `previous`."""
-    return actions.accept(_asked(Move))
+    return actions.accept(_body(Move))
 
 
 @blueprint.post("/reject-next-model")
 def reject_next_model() -> dict[str, Any]:
     """Take the canary out; production answers everything again."""
-    return actions.reject(_asked(Move))
+    return actions.reject(_body(Move))
 
 
 @blueprint.post("/rollback")
 def rollback() -> dict[str, Any]:
     """Make the previous version production again."""
-    return actions.rollback(_asked(Move))
+    return actions.rollback(_body(Move))
 
 
-def _asked(schema: type[Asked]) -> Asked:
-    """The body, which may be none where nothing in it is required. Raises Problem that names every fault."""
-    sent = json_body() if body() or "version" in schema.model_fields else {}
-    try:
-        return schema.model_validate(sent)
-    except ValidationError as error:
-        faults = faults_of(error)
-        raise Problem(
-            422, "body", "; ".join(f"{field}: {message}" for field, message in faults) + ".", faults
-        ) from None
+def _body(schema: type[Body]) -> Body:
+    """Return the request's body, which may be missing where no field is required. Raises Problem."""
+    return validate(schema.model_validate, {} if may_be_empty(schema) and not body() else json_body())

@@ -1,12 +1,12 @@
 """What became of predictions: outcomes that are fed back, drift, and the audit."""
 
-from typing import Annotated, Any, Self
+from typing import Any
 
 from flask import Blueprint, request
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from labstack.api.http.bodies import FEEDBACK, validate
 from labstack.api.http.request import json_body, model_asked, number_asked, service
-from labstack.api.problems import Problem, faults_of
+from labstack.api.problems import Problem
 from labstack.api.rollout import assessment
 from labstack.store import audit, predictions
 
@@ -15,40 +15,6 @@ blueprint = Blueprint("monitoring", __name__)
 PAGE_ENTRIES = 50
 MAX_ENTRIES = 500
 MAX_ID = 2**31 - 1
-
-Value = str | bool | int | float
-
-
-class Feedback(BaseModel):
-    """What a request that was predicted turned out to be: `outcome` of its only row, or `outcomes`, one a row.
-
-    Null stands for a row whose outcome is not known.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        json_schema_extra={
-            "oneOf": [
-                {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
-                for name in ("outcome", "outcomes")
-            ]
-        },
-    )
-
-    request_id: str = Field(min_length=1, max_length=128)
-    outcome: Value | None = None
-    outcomes: list[Value | None] | None = Field(None, min_length=1)
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.outcome is None) == (self.outcomes is None):
-            raise ValueError("give outcome, or outcomes where the request had many rows")
-        return self
-
-
-FEEDBACK: TypeAdapter[list[Feedback]] = TypeAdapter(Annotated[list[Feedback], Field(min_length=1)])
 
 
 @blueprint.post("/feedback")
@@ -62,11 +28,7 @@ def feedback() -> dict[str, Any]:
     if service().settings.prediction_log == "off":
         raise Problem(409, "prediction-log-off", "No prediction is kept to compare outcomes with: PREDICTION_LOG=off.")
     sent = json_body()
-    try:
-        found = FEEDBACK.validate_python(sent if isinstance(sent, list) else [sent])
-    except ValidationError as error:
-        faults = faults_of(error)
-        raise Problem(422, "body", "; ".join(f"{at}: {what}" for at, what in faults[:3]) + ".", faults) from None
+    found = validate(FEEDBACK.validate_python, sent if isinstance(sent, list) else [sent])
     limit = service().settings.max_request_rows
     rows = {one.request_id: [one.outcome] if one.outcomes is None else one.outcomes for one in found}
     if (total := sum(map(len, rows.values()))) > limit:

@@ -119,7 +119,7 @@ def consequence(move: str, model: str, roles: Roles, version: int | None) -> str
         case "accept" if canary is not None:
             return f"Version {canary} becomes production and answers every request; version {now} becomes previous."
         case "reject" if canary is not None:
-            return f"Version {canary} is taken out; production, version {now}, answers every request again."
+            return f"Version {canary} is removed; production, version {now}, answers every request again."
         case "rollback" if previous is not None:
             back = f"Version {previous} becomes production again and answers every request"
             return f"{back}; version {now} becomes previous."

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Response, render_template
 
-from labstack.api.routes.assets import address
+from labstack.api.web.assets import address
 
 # plotly adds style elements of its own: an empty one for rules that it inserts, and one of fixed text
 PLOTLY_STYLES = (
