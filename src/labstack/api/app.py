@@ -41,9 +41,9 @@ def create_app(settings: Settings) -> Flask:
     service = Service(settings, control, client, Follower(settings, control, client), Recorder(settings))
     app.extensions["labstack"] = service
     request.register(app)
-    app.before_request(queries.require_known)
     problems.register(app)
     for module in (info, predict, invocations, v2, data, admin, monitoring, hooks, docs, console, assets):
         app.register_blueprint(module.blueprint)
+    queries.register(app)
     app.wsgi_app = FastPath(service, app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation shows
     return app

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from flask import Flask
 
+from labstack.api.http import queries
 from labstack.registry import moves
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
@@ -41,6 +43,13 @@ def test_the_document_describes_every_route(app: Any) -> None:
     operations = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
     assert len(set(operations)) == len(operations)
     assert all(operation.get("summary") for methods in document["paths"].values() for operation in methods.values())
+
+
+def test_a_route_that_declares_no_operation_is_refused() -> None:
+    app = Flask(__name__, static_folder=None)
+    app.add_url_rule("/new", view_func=lambda: "")
+    with pytest.raises(TypeError, match="The route /new has no operation"):
+        queries.register(app)
 
 
 def test_the_document_follows_what_is_served(lab: Lab, app: Any, model: str) -> None:

@@ -6,6 +6,7 @@ from flask import Blueprint
 
 from labstack.api.http import actions
 from labstack.api.http.bodies import Move, Update, may_be_empty, validate
+from labstack.api.http.operations import OPERATORS, Operation
 from labstack.api.http.operators import require_operator
 from labstack.api.http.request import body, json_body
 
@@ -16,6 +17,7 @@ Body = TypeVar("Body", bound=Move)
 
 
 @blueprint.post("/admin/reload")
+@Operation(OPERATORS)
 def reload() -> dict[str, Any]:
     """Have every worker look at the registry now; answers when all of them have.
 
@@ -27,24 +29,28 @@ def reload() -> dict[str, Any]:
 
 
 @blueprint.post("/update-model")
+@Operation(OPERATORS, body=Update)
 def update_model() -> dict[str, Any]:
     """Make a version the canary beside production, or change the weight and the mode of the one that is."""
     return actions.start_canary(_body(Update))
 
 
 @blueprint.post("/accept-next-model")
+@Operation(OPERATORS, body=Move)
 def accept_next_model() -> dict[str, Any]:
     """Make the canary production; the version it takes the place of becomes `previous`."""
     return actions.accept(_body(Move))
 
 
 @blueprint.post("/reject-next-model")
+@Operation(OPERATORS, body=Move)
 def reject_next_model() -> dict[str, Any]:
     """Take the canary out; production answers everything again."""
     return actions.reject(_body(Move))
 
 
 @blueprint.post("/rollback")
+@Operation(OPERATORS, body=Move)
 def rollback() -> dict[str, Any]:
     """Make the previous version production again."""
     return actions.rollback(_body(Move))

@@ -5,6 +5,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
+from labstack.api.http.operations import CSV, DATA, JSON, OBJECT, Operation, Schema
 from labstack.api.http.operators import require_operator
 from labstack.api.http.request import json_body, number_asked, service
 from labstack.api.problems import Problem
@@ -13,18 +14,26 @@ from labstack.store.datasets import Summary
 
 PAGE_ROWS, MAX_PAGE = 100, 10_000
 MAX_OFFSET = 2**53
+PAGE: dict[str, Schema] = {
+    "offset": {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": PAGE_ROWS},
+    "format": {"enum": ["json", "csv"]},
+}
+ROWS: Schema = {"anyOf": [OBJECT, {"type": "array", "items": OBJECT, "minItems": 1}], "description": "Rows, whole."}
 
 blueprint = Blueprint("data", __name__)
 blueprint.before_request(require_operator)
 
 
 @blueprint.get("/data")
+@Operation(DATA)
 def list_data() -> dict[str, Any]:
     """The datasets, with their columns and how many rows each has."""
     return {"datasets": [_shown(known) for known in datasets.summaries(service().engine)]}
 
 
 @blueprint.get("/data/<dataset>")
+@Operation(DATA, query=PAGE, media_types=(JSON, CSV))
 def read_data(dataset: str) -> dict[str, Any] | Response:
     """A page of a dataset's rows, oldest first; or all of them, as CSV.
 
@@ -41,6 +50,7 @@ def read_data(dataset: str) -> dict[str, Any] | Response:
 
 
 @blueprint.post("/data/<dataset>")
+@Operation(DATA, body=ROWS)
 def append_data(dataset: str) -> dict[str, Any]:
     """Append rows, an object or a list of them, each with every column; null stands for a missing value.
 

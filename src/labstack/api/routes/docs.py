@@ -5,6 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app
 
 from labstack.api.http import openapi
+from labstack.api.http.operations import HTML, INFO, Operation
 from labstack.api.http.request import service
 from labstack.api.web import examples, pages
 
@@ -12,6 +13,7 @@ blueprint = Blueprint("docs", __name__)
 
 
 @blueprint.get("/openapi.json")
+@Operation(INFO)
 def document() -> dict[str, Any]:
     """The OpenAPI document: every endpoint, and the fields of the models that are served."""
     settings = service().settings
@@ -20,6 +22,7 @@ def document() -> dict[str, Any]:
 
 
 @blueprint.get("/docs")
+@Operation(INFO, media_types=(HTML,))
 def docs() -> Response:
     """The same for people, with curl lines to copy."""
     described = document()

@@ -12,6 +12,7 @@ from typing import Any
 
 from flask import Blueprint, request
 
+from labstack.api.http.operations import HOOK, Operation
 from labstack.api.http.request import body, service, whole_number
 from labstack.api.problems import Problem
 
@@ -21,6 +22,7 @@ blueprint = Blueprint("hooks", __name__)
 
 
 @blueprint.post("/hooks/mlflow")
+@Operation(HOOK)
 def mlflow_webhook() -> tuple[dict[str, Any], int]:
     """Look at the registry soon, as MLflow says that something was changed there; 202, or 200 for what came before."""
     secret = service().settings.mlflow_webhook_secret

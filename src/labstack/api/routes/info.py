@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import Metric
 from werkzeug.wrappers import Response as AnyResponse
 
 from labstack.api import health, metrics
+from labstack.api.http.operations import INFO, MODEL, MODELS, READY, TEXT, Operation
 from labstack.api.http.request import model_asked, service
 from labstack.api.rollout import assessment
 from labstack.api.serving.lineup import Canary, Lineup, Role
@@ -19,6 +20,7 @@ blueprint = Blueprint("info", __name__)
 
 
 @blueprint.get("/")
+@Operation(INFO)
 def welcome() -> dict[str, Any] | AnyResponse:
     """The welcome, with where to go next; a browser is sent to the console."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
@@ -46,6 +48,7 @@ def welcome() -> dict[str, Any] | AnyResponse:
 
 
 @blueprint.get("/health")
+@Operation(INFO)
 def health_of_api() -> dict[str, Any]:
     """Alive, what is loaded, and everything that does not work."""
     follower = service().follower
@@ -63,6 +66,7 @@ def health_of_api() -> dict[str, Any]:
 
 
 @blueprint.get("/ready")
+@Operation(READY, query=MODEL)
 def ready() -> dict[str, Any]:
     """200 when the default model, or ?model=, can be served, else 404 or 503 with the reason.
 
@@ -75,6 +79,7 @@ def ready() -> dict[str, Any]:
 
 
 @blueprint.get("/model-info")
+@Operation(MODELS, query=MODEL)
 def model_info() -> dict[str, Any]:
     """What is served of the default model, or of the one named by ?model=: since when, from which run, how good."""
     role = service().lineup(model_asked()).production
@@ -89,6 +94,7 @@ def model_info() -> dict[str, Any]:
 
 
 @blueprint.get("/canary-status")
+@Operation(MODELS, query=MODEL)
 def canary_status() -> dict[str, Any]:
     """Production and canary of the default model, or of ?model=, what was counted of each, and the canary's verdict.
 
@@ -108,6 +114,7 @@ def canary_status() -> dict[str, Any]:
 
 
 @blueprint.get("/metrics")
+@Operation(INFO, media_types=(TEXT,))
 def prometheus() -> Response:
     """What all workers counted, in Prometheus' text form; without drift and canaries where our database is away."""
     url = without_credentials(service().settings.mlflow_tracking_uri)

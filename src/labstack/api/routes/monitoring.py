@@ -4,7 +4,8 @@ from typing import Any
 
 from flask import Blueprint, request
 
-from labstack.api.http.bodies import FEEDBACK, validate
+from labstack.api.http.bodies import FEEDBACK, Feedback, validate
+from labstack.api.http.operations import AUDIT, DRIFT, MODEL, OUTCOMES, Operation, Schema
 from labstack.api.http.request import json_body, model_asked, number_asked, service
 from labstack.api.problems import Problem
 from labstack.api.rollout import assessment
@@ -15,9 +16,15 @@ blueprint = Blueprint("monitoring", __name__)
 PAGE_ENTRIES = 50
 MAX_ENTRIES = 500
 MAX_ID = 2**31 - 1
+PAGE: dict[str, Schema] = {
+    **MODEL,
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_ENTRIES, "default": PAGE_ENTRIES},
+    "before": {"type": "integer", "minimum": 1, "maximum": MAX_ID},
+}
 
 
 @blueprint.post("/feedback")
+@Operation(OUTCOMES, body=Feedback, or_list=True)
 def feedback() -> dict[str, Any]:
     """Say what earlier predictions turned out to be, by their request ids: one object, or a list of them.
 
@@ -41,6 +48,7 @@ def feedback() -> dict[str, Any]:
 
 
 @blueprint.get("/drift")
+@Operation(DRIFT, query=MODEL)
 def drift() -> dict[str, Any]:
     """How far what the default model, or ?model=, sees and predicts is from its training: of each version in a role.
 
@@ -58,6 +66,7 @@ def drift() -> dict[str, Any]:
 
 
 @blueprint.get("/audit")
+@Operation(AUDIT, query=PAGE)
 def entries() -> dict[str, Any]:
     """Who moved which role, reloaded, or was refused, when, why, and by what evidence; newest first.
 

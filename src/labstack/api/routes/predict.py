@@ -2,6 +2,7 @@
 
 from flask import Blueprint, Response, request
 
+from labstack.api.http.operations import PREDICT, Operation
 from labstack.api.http.request import call, json_body, service
 from labstack.api.predicting import prediction
 from labstack.api.predicting.fast_path import FAILED
@@ -10,12 +11,14 @@ blueprint = Blueprint("predict", __name__)
 
 
 @blueprint.post("/predict")
+@Operation(PREDICT, body="body", answer="answer")
 def predict_default() -> Response:
     """Predict with the default model: one object, a list of objects, or {"instances": [...]}."""
     return _predict(service().settings.default_model_name)
 
 
 @blueprint.post("/models/<model>/predict")
+@Operation(PREDICT, body="body", answer="answer")
 def predict_model(model: str) -> Response:
     """Predict with a model by name, as /predict does."""
     return _predict(model)

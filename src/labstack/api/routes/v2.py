@@ -5,9 +5,11 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 import labstack
+from labstack.api.http.operations import BINARY, INFO, JSON, MODELS, PREDICT, READY, Operation
 from labstack.api.http.request import body, call, parse_json, service
 from labstack.api.predicting import tensors
 from labstack.api.predicting.prediction import run
+from labstack.api.predicting.tensors import InferRequest
 from labstack.api.serving.lineup import Lineup, Role
 
 blueprint = Blueprint("v2", __name__, url_prefix="/v2")
@@ -16,18 +18,21 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 @blueprint.get("")
+@Operation(INFO)
 def server() -> dict[str, Any]:
     """The server's name, version and extensions."""
     return {"name": "labstack", "version": labstack.__version__, "extensions": ["binary_tensor_data"]}
 
 
 @blueprint.get("/health/live")
+@Operation(INFO)
 def live() -> dict[str, Any]:
     """200 while the API answers."""
     return {"live": True}
 
 
 @blueprint.get("/health/ready")
+@Operation(READY)
 def server_ready() -> dict[str, Any]:
     """200 when the default model can be served, else 503 with the reason."""
     service().lineup()
@@ -36,6 +41,7 @@ def server_ready() -> dict[str, Any]:
 
 @blueprint.get("/models/<model>")
 @blueprint.get("/models/<model>/versions/<int:version>")
+@Operation(MODELS)
 def metadata(model: str, version: int | None = None) -> dict[str, Any]:
     """A model's tensors, and the versions of it that are served."""
     lineup = service().lineup(model)
@@ -51,6 +57,7 @@ def metadata(model: str, version: int | None = None) -> dict[str, Any]:
 
 @blueprint.get("/models/<model>/ready")
 @blueprint.get("/models/<model>/versions/<int:version>/ready")
+@Operation(MODELS)
 def model_ready(model: str, version: int | None = None) -> dict[str, Any]:
     """200 when the model, or this version of it, is served, else 404 or 503 with the reason."""
     return {"name": model, "version": str(_role(service().lineup(model), version).served.version), "ready": True}
@@ -58,6 +65,7 @@ def model_ready(model: str, version: int | None = None) -> dict[str, Any]:
 
 @blueprint.post("/models/<model>/infer")
 @blueprint.post("/models/<model>/versions/<int:version>/infer")
+@Operation(PREDICT, body=InferRequest, media_types=(JSON, BINARY))
 def infer(model: str, version: int | None = None) -> Response:
     """Predict: one tensor a feature, or a single one of shape [rows, features]; in JSON or binary."""
     lineup = service().lineup(model)
