@@ -110,7 +110,7 @@ def test_operators_start_step_and_end_a_canary(browser: Browser, lab: Lab, api: 
     link = browser.find("a[href*='move=canary'][href$='version=3']")
     assert link.text.startswith("Try as canary")
     browser.open(str(link.get_attribute("href")))
-    assert "becomes the canary beside production, version 2" in browser.text
+    assert "becomes the canary; production stays version 2" in browser.text
     browser.require_sound("confirm")
     browser.type("#weight", "40")
     browser.type("#reason", "let us see")
@@ -261,7 +261,7 @@ def test_a_lab_without_a_model(browser: Browser, tmp_path: Path) -> None:
         browser.open(f"{api.url}/console")
         browser.wait_for("Nothing is served yet")
         browser.wait_for("./run_all.sh train")
-        browser.wait_for("Nothing has happened yet")
+        browser.wait_for("The audit is empty")
         browser.require_sound("empty")
 
 

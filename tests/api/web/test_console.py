@@ -161,7 +161,7 @@ def test_every_version_shows_the_same_metrics_and_first_what_it_was_judged_by(
     moves.promote(lab.registry, lab.engine, model, 4, reason="second")
     answer = client.get("/console").text
     head, *rows = Page(answer).tables["Versions"]
-    first, end = head.index("Made") + 1, head.index("Run")
+    first, end = head.index("Created, UTC") + 1, head.index("Run")
     assert head[first:end] == ["zeta", "accuracy", "balanced_accuracy", "f1_macro"]
     cells = {row[0]: row[first:end] for row in rows}
     assert {number: len(row) for number, row in cells.items()} == dict.fromkeys("41532", 4)
