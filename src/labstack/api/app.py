@@ -31,11 +31,11 @@ class OrjsonProvider(JSONProvider):
 
 
 def create_app(settings: Settings) -> Flask:
-    """The API, with nothing started: each worker starts its own service after the fork."""
+    """Return the API with no thread started: each worker starts its own service after the fork."""
     app = Flask(__name__, static_folder=None, template_folder="web/templates")
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
-    name = f"{socket.gethostname()}-{settings.api_port}-{os.getpid()}"  # of this API, among those that share the place
+    name = f"{socket.gethostname()}-{settings.api_port}-{os.getpid()}"  # several APIs may share the folder
     control = Control(settings.api_cache_dir / "control" / name)
     client = MlflowRest(settings.mlflow_tracking_uri, timeout_seconds=5, retries=1)
     service = Service(settings, control, client, Follower(settings, control, client), Recorder(settings))

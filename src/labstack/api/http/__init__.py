@@ -1,1 +1,1 @@
-"""HTTP as all routes use it: requests, bodies, operators, the OpenAPI document."""
+"""What all routes use of HTTP: requests, bodies, queries, operators and their actions, the OpenAPI document."""

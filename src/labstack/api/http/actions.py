@@ -1,4 +1,4 @@
-"""What operators may do, by a request or on the console: move roles, and have every worker look at the registry."""
+"""The actions of operators, by a request or on the console: move a role, or have every worker follow the registry."""
 
 import time
 from typing import Any
@@ -75,7 +75,7 @@ def accept(move: Move, only_from: Roles | None = None) -> dict[str, Any]:
 
 
 def reject(move: Move, only_from: Roles | None = None) -> dict[str, Any]:
-    """Take the canary out."""
+    """Remove the canary."""
     model, note = _model(move), _move_note(move, "canary rejected", only_from)
     return _followed(model, moves.stop_canary(service().client, service().engine, model, **note))
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Move(BaseModel):
-    """Which model's role moves, by default the default model's, and why, for the audit."""
+    """The model whose role moves, by default the default model, and the reason, for the audit."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -23,7 +23,7 @@ class Move(BaseModel):
 
 
 class Update(Move):
-    """The version that is to be the canary, and how it gets its requests."""
+    """The version that becomes the canary, its share of the requests, and its mode."""
 
     version: int = Field(ge=1, lt=2**31)
     weight: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
@@ -31,9 +31,9 @@ class Update(Move):
 
 
 class Feedback(BaseModel):
-    """What a request that was predicted turned out to be: `outcome` of its only row, or `outcomes`, one a row.
+    """The true outcome of a prediction: `outcome` of its only row, or `outcomes`, one for each row.
 
-    Null stands for a row whose outcome is not known.
+    Null means that the outcome of a row is not known.
     """
 
     model_config = ConfigDict(

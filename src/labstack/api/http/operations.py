@@ -1,4 +1,4 @@
-"""What each route declares about itself: its section of the API's document, its query, body, answers.
+"""The operation that each route declares: its section of the OpenAPI document, its query, body and answers.
 
 Routes write it, with a decorator; the OpenAPI document and the check of query parameters read it.
 """

@@ -1,4 +1,4 @@
-"""The check of query parameters: one that would be ignored is refused, as its sender expects something of it.
+"""The check of query parameters: one that would be ignored is rejected, as its sender expects an effect.
 
 Only parameters that no endpoint takes may come with a GET, to which probes and proxies add parameters of their own.
 """

@@ -1,4 +1,4 @@
-"""What only operators may ask: every move of a role, and a reload; each answers when all workers have followed."""
+"""The operators' endpoints: every move of a role, and a reload; each answers when all workers follow."""
 
 from typing import Any, TypeVar
 
@@ -19,11 +19,10 @@ Body = TypeVar("Body", bound=Move)
 @blueprint.post("/admin/reload")
 @Operation(OPERATORS)
 def reload() -> dict[str, Any]:
-    """Have every worker look at the registry now; answers when all of them have.
+    """Have every worker read the roles from the registry now; the answer comes when all of them follow.
 
-    No request that begins after a 200 is answered by a version that is production no more. 503 when a worker could
-    not reach the registry or load a version, or did not answer in time; what could not be followed is served as
-    before.
+    A request that begins after a 200 is never answered by a former production version. 503 when a worker could not
+    reach the registry or load a version, or did not answer in time; it then serves the same versions as before.
     """
     return actions.reload()
 
@@ -31,21 +30,21 @@ def reload() -> dict[str, Any]:
 @blueprint.post("/update-model")
 @Operation(OPERATORS, body=Update)
 def update_model() -> dict[str, Any]:
-    """Make a version the canary beside production, or change the weight and the mode of the one that is."""
+    """Make a version the canary, or change the weight and the mode of the canary."""
     return actions.start_canary(_body(Update))
 
 
 @blueprint.post("/accept-next-model")
 @Operation(OPERATORS, body=Move)
 def accept_next_model() -> dict[str, Any]:
-    """Make the canary production; the version it takes the place of becomes `previous`."""
+    """Make the canary production; the version that it replaces becomes `previous`."""
     return actions.accept(_body(Move))
 
 
 @blueprint.post("/reject-next-model")
 @Operation(OPERATORS, body=Move)
 def reject_next_model() -> dict[str, Any]:
-    """Take the canary out; production answers everything again."""
+    """Remove the canary; production answers every request again."""
     return actions.reject(_body(Move))
 
 

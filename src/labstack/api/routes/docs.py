@@ -24,11 +24,11 @@ def document() -> dict[str, Any]:
 @blueprint.get("/docs")
 @Operation(INFO, media_types=(HTML,))
 def docs() -> Response:
-    """The same for people, with curl lines to copy."""
+    """The same for people, with curl commands to copy."""
     described = document()
     lineups = dict(sorted(service().follower.lineups.items()))
     groups: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(described["paths"], key=lambda path: path != "/predict"):  # which comes first
+    for path in sorted(described["paths"], key=lambda path: path != "/predict"):  # the first of all
         for method, operation in described["paths"][path].items():
             example = examples.example(method, path, operation, lineups)
             shown = {"method": method.upper(), "path": path, "curl": examples.curl(example), "example": example}

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, for clients that speak it: https://github.com/kserve/open-inference-protocol."""
+"""The endpoints of the Open Inference Protocol, version 2: https://github.com/kserve/open-inference-protocol."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def server_ready() -> dict[str, Any]:
 @blueprint.get("/models/<model>/versions/<int:version>")
 @Operation(MODELS)
 def metadata(model: str, version: int | None = None) -> dict[str, Any]:
-    """A model's tensors, and the versions of it that are served."""
+    """The tensors of a model, and the versions that are served."""
     lineup = service().lineup(model)
     served = _role(lineup, version).served
     return {
@@ -67,24 +67,24 @@ def model_ready(model: str, version: int | None = None) -> dict[str, Any]:
 @blueprint.post("/models/<model>/versions/<int:version>/infer")
 @Operation(PREDICT, body=InferRequest, media_types=(JSON, BINARY))
 def infer(model: str, version: int | None = None) -> Response:
-    """Predict: one tensor a feature, or a single one of shape [rows, features]; in JSON or binary."""
+    """Predict rows that come as one tensor per feature, or as one of shape [rows, features]; in JSON or binary."""
     lineup = service().lineup(model)
     contract = _role(lineup, version).served.contract
     text, binary = tensors.split(body(), request.headers.get(HEADER_LENGTH))
-    asked = tensors.read(parse_json(text), contract)
-    rows = tensors.rows_of(asked, binary, contract)
-    this = call()
-    role, predictions, warnings = run(service(), lineup, rows, "inputs", this, version)
-    parameters = {"role": role.name, "runtime": role.served.predictor.runtime, "request_id": this.request_id}
+    infer_request = tensors.read(parse_json(text), contract)
+    rows = tensors.rows_of(infer_request, binary, contract)
+    current = call()
+    role, predictions, warnings = run(service(), lineup, rows, "inputs", current, version)
+    parameters = {"role": role.name, "runtime": role.served.predictor.runtime, "request_id": current.request_id}
     if warnings:
         parameters["warnings"] = "; ".join(f"{field} {message}" for field, message in warnings)
     head = {"model_name": model, "model_version": str(role.served.version), "parameters": parameters}
-    data, length = tensors.answer(head, asked, predictions, role.served.contract)
+    data, length = tensors.answer(head, infer_request, predictions, role.served.contract)
     if length == len(data):
         return Response(data, content_type="application/json")
     return Response(data, content_type="application/octet-stream", headers={HEADER_LENGTH: str(length)})
 
 
 def _role(lineup: Lineup, version: int | None) -> Role:
-    """Who is asked; production, where no version is named."""
+    """Return the role of a version, or production when no version is named. Raises Problem."""
     return lineup.production if version is None else service().role(lineup, version)
