@@ -1,1 +1,1 @@
-"""What all routes use of HTTP: requests, bodies, queries, operators and their actions, the OpenAPI document."""
+"""HTTP for all routes: requests, bodies, queries, operators and their actions, and the OpenAPI document."""

@@ -47,7 +47,7 @@ OPERATORS = Section("operators", (400, 403, 404, 409, 413, 415, 429, 503), for_o
 
 @dataclass(frozen=True)
 class Operation:
-    """What a route does, as its document says it; a decorator of the route's view function.
+    """The description of a route in the OpenAPI document; a decorator of the route's view function.
 
     A schema given as text is the name of one of the schemas that each served model has, in http/model_schemas.py.
     """

@@ -62,7 +62,7 @@ def show() -> str:
 
 @blueprint.get("/console/confirm")
 def confirm() -> str:
-    """What a move will do, and the button that makes it."""
+    """A page that says what a move will do, with the button that makes it."""
     require_signed_in()
     move, model, version = _read(request.args.get)
     roles = read_roles(service().client, model)
