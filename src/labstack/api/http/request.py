@@ -66,7 +66,7 @@ def parse_json(text: bytes) -> Any:
         raise Problem(400, "json", f"The body is not JSON: {first_error}.") from None
 
 
-def model_asked() -> str:
+def query_model() -> str:
     """Return the model that the query names, by default the default model."""
     return request.args.get("model") or service().settings.default_model_name
 
@@ -76,7 +76,7 @@ def whole_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
-def number_asked(name: str, default: int, minimum: int, maximum: int) -> int:
+def query_number(name: str, default: int, minimum: int, maximum: int) -> int:
     """Return a parameter of the query, a whole number within limits. Raises Problem, 422."""
     text = request.args.get(name, str(default))
     number = whole_number(text)

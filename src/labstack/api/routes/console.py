@@ -13,7 +13,7 @@ from labstack.api.http import actions
 from labstack.api.http.actions import NotFollowedProblem
 from labstack.api.http.bodies import Move, Update, validate
 from labstack.api.http.operators import refusal, require_signed_in, sign_in, sign_out
-from labstack.api.http.request import model_asked, number_asked, service, whole_number
+from labstack.api.http.request import query_model, query_number, service, whole_number
 from labstack.api.problems import Problem
 from labstack.api.web import console, pages
 from labstack.errors import LabError
@@ -55,8 +55,8 @@ class Request(NamedTuple):
 def show() -> str:
     """The page of the default model, or of ?model=; of its versions without a role those below ?versions_before=."""
     done = DONE.get(request.args.get("done", ""), "")
-    before = number_asked("versions_before", NEWEST, 1, NEWEST)
-    values = console.page(service(), model_asked(), refusal(), before)
+    before = query_number("versions_before", NEWEST, 1, NEWEST)
+    values = console.page(service(), query_model(), refusal(), before)
     return _render("console.html", **values, done=done, newest=before == NEWEST)
 
 

@@ -7,7 +7,7 @@ from flask import Blueprint, Response, request
 
 from labstack.api.http.operations import CSV, DATA, JSON, OBJECT, Operation, Schema
 from labstack.api.http.operators import require_operator
-from labstack.api.http.request import json_body, number_asked, service
+from labstack.api.http.request import json_body, query_number, service
 from labstack.api.problems import Problem
 from labstack.store import datasets
 from labstack.store.datasets import Summary
@@ -44,7 +44,7 @@ def read_data(dataset: str) -> dict[str, Any] | Response:
         lines = datasets.csv_lines(engine, dataset)
         file_name = {"Content-Disposition": f'attachment; filename="{dataset}.csv"'} if dataset.isidentifier() else {}
         return Response(lines, content_type="text/csv; charset=utf-8", headers=file_name)
-    offset, limit = number_asked("offset", 0, 0, MAX_OFFSET), number_asked("limit", PAGE_ROWS, 1, MAX_PAGE)
+    offset, limit = query_number("offset", 0, 0, MAX_OFFSET), query_number("limit", PAGE_ROWS, 1, MAX_PAGE)
     summary = datasets.summary(engine, dataset)
     return _shown(summary) | {"offset": offset, "data": list(datasets.read(engine, dataset, offset, limit).dicts())}
 

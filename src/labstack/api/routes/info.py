@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from labstack.api import health, metrics
 from labstack.api.http.operations import INFO, MODEL, MODELS, READY, TEXT, Operation
-from labstack.api.http.request import model_asked, service
+from labstack.api.http.request import query_model, service
 from labstack.api.rollout import assessment
 from labstack.api.serving.lineup import Canary, Lineup, Role
 from labstack.settings import without_credentials
@@ -72,7 +72,7 @@ def ready() -> dict[str, Any]:
 
     A degraded API is ready too; its answer lists the errors.
     """
-    model = model_asked()
+    model = query_model()
     shown = {"status": "ready", "model": model, "version": service().lineup(model).production.served.version}
     faults = health.faults(service())
     return shown | {"status": "degraded", "errors": faults} if faults else shown
@@ -82,7 +82,7 @@ def ready() -> dict[str, Any]:
 @Operation(MODELS, query=MODEL)
 def model_info() -> dict[str, Any]:
     """The production version of the default model, or of ?model=: its fields, run, metrics, and start of serving."""
-    role = service().lineup(model_asked()).production
+    role = service().lineup(query_model()).production
     contract = role.served.contract
     return _shown(role) | {
         "task": contract.task,
@@ -101,7 +101,7 @@ def canary_status() -> dict[str, Any]:
     The counts are those of this API's workers since it started. The verdict judges this step of the canary's trial in
     all replicas that share the database; it is null where there is no canary.
     """
-    model = model_asked()
+    model = query_model()
     lineup = service().lineup(model)
     collected = metrics.collect()  # once, as it reads every worker's files
     return {

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, request
 
 import labstack
 from labstack.api.http.operations import INFO, MODEL, PREDICT, READY, TEXT, Operation
-from labstack.api.http.request import body, call, json_body, model_asked, service
+from labstack.api.http.request import body, call, json_body, query_model, service
 from labstack.api.predicting.prediction import dumps, run
 from labstack.api.problems import Problem
 from labstack.model.contract import Contract, ContractError, Feature, FieldMessages
@@ -26,7 +26,7 @@ blueprint = Blueprint("invocations", __name__)
 @Operation(READY, query=MODEL, media_types=(TEXT,))
 def ping() -> Response:
     """200 when the default model, or ?model=, can be served, else 404 or 503 with the reason."""
-    service().lineup(model_asked())
+    service().lineup(query_model())
     return Response("\n", content_type="text/plain")
 
 
@@ -41,7 +41,7 @@ def version() -> Response:
 @Operation(PREDICT, query=MODEL, body="invocations")
 def invocations() -> Response:
     """Predict with the default model, or with ?model=: a table in any of MLflow's forms, as JSON or CSV."""
-    lineup = service().lineup(model_asked())
+    lineup = service().lineup(query_model())
     contract = lineup.production.served.contract
     warnings: FieldMessages = []
     if request.mimetype == "text/csv":

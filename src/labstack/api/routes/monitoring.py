@@ -6,7 +6,7 @@ from flask import Blueprint, request
 
 from labstack.api.http.bodies import FEEDBACK, Feedback, validate
 from labstack.api.http.operations import AUDIT, DRIFT, MODEL, OUTCOMES, Operation, Schema
-from labstack.api.http.request import json_body, model_asked, number_asked, service
+from labstack.api.http.request import json_body, query_model, query_number, service
 from labstack.api.problems import Problem
 from labstack.api.rollout import assessment
 from labstack.store import audit, predictions
@@ -57,7 +57,7 @@ def drift() -> dict[str, Any]:
     Of each version that has a role, over all rows that it predicted in the last DRIFT_WINDOW_SECONDS, in any role, in
     all workers and all replicas that share the database.
     """
-    model, settings, engine = model_asked(), service().settings, service().engine
+    model, settings, engine = query_model(), service().settings, service().engine
     lineup = service().lineup(model)
     drifts = assessment.drifts(settings, lineup, assessment.recent(engine, settings, model))
     versions = [
@@ -74,8 +74,8 @@ def entries() -> dict[str, Any]:
 
     Of all models, or of ?model=; at most ?limit= entries, older than the entry whose id is ?before=.
     """
-    limit = number_asked("limit", PAGE_ENTRIES, 1, MAX_ENTRIES)
-    before = number_asked("before", MAX_ID, 1, MAX_ID)
+    limit = query_number("limit", PAGE_ENTRIES, 1, MAX_ENTRIES)
+    before = query_number("before", MAX_ID, 1, MAX_ID)
     page = audit.history(service().engine, request.args.get("model"), limit=limit, before=before)
     return {"entries": [_shown(entry) for entry in page], "next": page[-1].id if len(page) == limit else None}
 
