@@ -1,4 +1,4 @@
-"""What the browser tests share: Chromium, and pages that must hold in every state."""
+"""Chromium, and the checks that every page must pass."""
 
 import base64
 import shutil
@@ -25,7 +25,7 @@ THEMES = ("light", "dark")
 
 
 class Browser:
-    """Chromium, and what a person does with it."""
+    """Chromium, and the actions of a person."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
@@ -38,28 +38,28 @@ class Browser:
         return self.driver.execute_script(script, *arguments)  # type: ignore[no-untyped-call]
 
     def find(self, selector: str) -> WebElement:
-        """The first element of a selector, as soon as there is one."""
-        found: WebElement = wait_until(lambda: self.all(selector), 15, f"{selector} is on the page")[0]
-        return found
+        """Return the first element of a selector, as soon as there is one."""
+        element: WebElement = wait_until(lambda: self.all(selector), 15, f"{selector} is on the page")[0]
+        return element
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     @property
     def text(self) -> str:
-        """All that is written on the page."""
+        """The text of the page."""
         return str(self.run("return document.body.innerText"))
 
     def wait_for(self, text: str) -> None:
         wait_until(lambda: text in self.text, 20, f"the page says {text!r}")
 
     def click(self, text: str) -> None:
-        """Click the link or the button of a text, and wait for the page that follows."""
+        """Click the link or the button whose text begins so, and wait for the next page."""
         before = self.find("html")
         element = self.run(
-            "const found = [...document.querySelectorAll('button'), ...document.querySelectorAll('a')]"
-            ".find((one) => one.checkVisibility() && one.innerText.startsWith(arguments[0]));"
-            "found?.scrollIntoView({block: 'center'}); return found",
+            "const element = [...document.querySelectorAll('button'), ...document.querySelectorAll('a')]"
+            ".find((candidate) => candidate.checkVisibility() && candidate.innerText.startsWith(arguments[0]));"
+            "element?.scrollIntoView({block: 'center'}); return element",
             text,
         )
         assert element, f"there is nothing to click that says {text!r}"
@@ -81,33 +81,34 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def errors(self) -> list[str]:
-        """What the browser complained of since it was asked last; answers that are errors are pages too."""
+        """Return the browser's errors since the last call, but for responses with an error status."""
         log: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [line["message"] for line in log if "the server responded with a status of" not in line["message"]]
 
+    def save(self, path: Path, width: int, height: int) -> None:
+        """Write the page from its top, of this width and height in pixels, as a PNG file."""
+        clip = {"x": 0, "y": 0, "scale": 1, "width": width, "height": height}
+        options = {"captureBeyondViewport": True, "clip": clip}
+        image = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
+        path.write_bytes(base64.b64decode(image))
+
     def require_sound(self, name: str) -> None:
-        """The page, in both themes and on any width: no complaint, no barrier, nothing beyond the edge."""
+        """Require of the page, in both themes and all widths: no error, no violation of axe's rules, no overflow."""
         folder = Path(tempfile.gettempdir()) / "screenshots"
         for theme in THEMES:
             self.theme(theme)
             for width, pixels in WIDTHS.items():
                 self.width(pixels)
-                beyond = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-                wait_until(lambda: self.run(beyond) <= 0, 5, f"{name} fits {width}")  # noqa: B023
+                overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+                wait_until(lambda: self.run(overflow) <= 0, 5, f"{name} fits {width}")  # noqa: B023
                 if width == "tablet":
                     continue
-                found = Axe().run(self.driver)["violations"]
-                barriers = [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found]
+                violations = Axe().run(self.driver)["violations"]
+                barriers = [(rule["id"], [node["html"][:200] for node in rule["nodes"][:3]]) for rule in violations]
                 assert barriers == [], (name, theme, width)
                 folder.mkdir(exist_ok=True)
                 height = self.run("return document.documentElement.scrollHeight")
-                shot = {
-                    "captureBeyondViewport": True,
-                    "clip": {"x": 0, "y": 0, "scale": 1} | {"width": pixels, "height": height},
-                }
-                image = self.driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
-
-                (folder / f"{name}-{width}-{theme}.png").write_bytes(base64.b64decode(image))
+                self.save(folder / f"{name}-{width}-{theme}.png", pixels, height)
         self.theme("light")
         self.width(1280)
         assert self.errors() == [], name
@@ -129,11 +130,11 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 @pytest.fixture
 def browser(driver: webdriver.Chrome) -> Browser:
-    """Chromium with an empty page, nobody's cookies, and a desk's width."""
+    """Chromium with an empty page, no cookies, and the width of a desktop."""
     driver.get("about:blank")
     driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
-    found = Browser(driver)
-    found.width(1280)
-    found.theme("light")
-    found.errors()
-    return found
+    browser = Browser(driver)
+    browser.width(1280)
+    browser.theme("light")
+    browser.errors()
+    return browser

@@ -1,6 +1,7 @@
-"""The console in Chromium: every state, and every move that an operator makes on it."""
+"""The console in Chromium: every state of it, and every move of an operator."""
 
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -45,9 +46,9 @@ def api(lab: Lab, followed: str, tmp_path_factory: pytest.TempPathFactory) -> It
         yield process
 
 
-def predict(lab: Lab, api: Process, number: int, **shifts: float) -> list[str]:
-    """Predictions for rows near training's; their request ids."""
-    rng = random.Random(1)  # noqa: S311
+def predict(lab: Lab, api: Process, number: int, *, seed: int = 1, **shifts: float) -> list[str]:
+    """Make predictions for rows like those in training; return their request ids."""
+    rng = random.Random(seed)  # noqa: S311
     rows = list(datasets.read(lab.engine, "iris").dicts())
     ids = []
     for _ in range(number):
@@ -64,14 +65,14 @@ def predict(lab: Lab, api: Process, number: int, **shifts: float) -> list[str]:
     return ids
 
 
-def as_it_was(lab: Lab, api: Process, model: str) -> None:
-    """Version 2 in production, version 1 previous, no canary."""
+def reset(lab: Lab, api: Process, model: str) -> None:
+    """Move the roles back: version 2 in production, version 1 previous, no canary."""
     roles = read_roles(lab.registry, model)
     if roles.canary is not None:
-        moves.stop_canary(lab.registry, lab.engine, model, reason="as it was")
+        moves.stop_canary(lab.registry, lab.engine, model, reason="reset")
     for version in (1, 2):
         if read_roles(lab.registry, model).production not in (version, 2):
-            moves.promote(lab.registry, lab.engine, model, version, reason="as it was")
+            moves.promote(lab.registry, lab.engine, model, version, reason="reset")
     ask(f"{api.url}/admin/reload", b"", "POST")
 
 
@@ -87,7 +88,7 @@ def test_a_lab_that_serves(browser: Browser, lab: Lab, api: Process, followed: s
     browser.require_sound("serving")
 
 
-def test_a_form_of_the_contract_predicts_and_says_what_is_wrong(browser: Browser, api: Process) -> None:
+def test_the_contracts_form_predicts_and_shows_errors(browser: Browser, api: Process) -> None:
     browser.open(f"{api.url}/console")
     browser.type("[name=petal_length]", "1.4")
     browser.find("[data-try] button").click()
@@ -105,12 +106,12 @@ def test_a_form_of_the_contract_predicts_and_says_what_is_wrong(browser: Browser
 
 
 def test_operators_start_step_and_end_a_canary(browser: Browser, lab: Lab, api: Process, followed: str) -> None:
-    as_it_was(lab, api, followed)
+    reset(lab, api, followed)
     browser.open(f"{api.url}/console")
     link = browser.find("a[href*='move=canary'][href$='version=3']")
     assert link.text.startswith("Try as canary")
     browser.open(str(link.get_attribute("href")))
-    assert "becomes the canary beside production, version 2" in browser.text
+    assert "becomes the canary; production stays version 2" in browser.text
     browser.require_sound("confirm")
     browser.type("#weight", "40")
     browser.type("#reason", "let us see")
@@ -129,9 +130,9 @@ def test_operators_start_step_and_end_a_canary(browser: Browser, lab: Lab, api: 
     browser.type("#weight", "75")
     browser.click("Change the share")
     browser.wait_for("split 75%")
-    browser.click("Take out")
-    assert "is taken out; production, version 2, answers every request again" in browser.text
-    browser.click("Take the canary out")
+    browser.click("Remove")
+    assert "is removed; production, version 2, answers every request again" in browser.text
+    browser.click("Remove the canary")
     browser.wait_for("Done.")
     assert read_roles(lab.registry, followed).canary is None
     newest = audit.role_moves(lab.engine, followed)[0]
@@ -142,7 +143,7 @@ def test_operators_start_step_and_end_a_canary(browser: Browser, lab: Lab, api: 
 def test_operators_accept_a_canary_roll_back_and_reload(
     browser: Browser, lab: Lab, api: Process, followed: str
 ) -> None:
-    as_it_was(lab, api, followed)
+    reset(lab, api, followed)
     moves.start_canary(lab.registry, lab.engine, followed, 3, Rollout(0.5, "split"), reason="try")
     ask(f"{api.url}/admin/reload", b"", "POST")
     browser.open(f"{api.url}/console")
@@ -153,12 +154,12 @@ def test_operators_accept_a_canary_roll_back_and_reload(
     assert read_roles(lab.registry, followed).production == 3
     browser.click("Roll back to 2")
     browser.click("Roll back")
-    browser.wait_for("What was production before is production again. Production is version 2.")
+    browser.wait_for("The previous version is production again. Production is version 2.")
     assert read_roles(lab.registry, followed).production == 2
     browser.click("Reload")
     assert "No role moves" in browser.text
     browser.click("Reload")
-    browser.wait_for("Every worker has followed the registry.")
+    browser.wait_for("Every worker follows the registry.")
     assert browser.errors() == []
 
 
@@ -190,29 +191,29 @@ def test_after_a_promotion_each_role_keeps_its_requests(
         browser.require_sound("older-versions")
 
 
-def test_where_operators_are_off_the_page_says_why(browser: Browser, lab: Lab, followed: str, tmp_path: Path) -> None:
+def test_the_page_shows_why_operators_are_off(browser: Browser, lab: Lab, followed: str, tmp_path: Path) -> None:
     with api_of(lab, tmp_path, followed, api_host="0.0.0.0") as api:  # noqa: S104
         browser.open(f"{api.url}/console")
         browser.wait_for("endpoints are off: the API listens on 0.0.0.0, and API_ADMIN_TOKEN is not set")
         browser.require_sound("operators-off")
 
 
-def test_what_was_confirmed_is_not_done_when_roles_moved_meanwhile(
+def test_a_move_is_refused_when_roles_moved_after_its_page_was_loaded(
     browser: Browser, lab: Lab, api: Process, followed: str
 ) -> None:
-    as_it_was(lab, api, followed)
+    reset(lab, api, followed)
     browser.open(f"{api.url}/console/confirm?move=rollback&model={followed}")
-    moves.promote(lab.registry, lab.engine, followed, 3, reason="by somebody else")
+    moves.promote(lab.registry, lab.engine, followed, 3, reason="by another operator")
     browser.click("Roll back")
     browser.wait_for("Not done")
-    assert "have moved since the page was made" in browser.text
+    assert "have moved since the page was loaded" in browser.text
     assert read_roles(lab.registry, followed).production == 3
     browser.require_sound("refused")
     browser.click("Back to the console")
     browser.wait_for("Production")
 
 
-def test_without_the_token_nobody_moves_anything_or_sees_inputs(
+def test_without_the_token_a_visitor_moves_no_role_and_sees_no_inputs(
     browser: Browser, lab: Lab, followed: str, tmp_path: Path
 ) -> None:
     with api_of(lab, tmp_path, followed, api_admin_token=TOKEN) as api:
@@ -244,7 +245,7 @@ def test_without_the_token_nobody_moves_anything_or_sees_inputs(
         assert TOKEN not in api.log.read_text()
 
 
-def test_a_foreign_page_makes_no_operator_move_anything(lab: Lab, api: Process, followed: str) -> None:
+def test_a_page_of_another_site_moves_no_role(lab: Lab, api: Process, followed: str) -> None:
     roles = read_roles(lab.registry, followed)
     form = f"move=reload&model={followed}&roles=x".encode()
     headers = {"Origin": "http://evil.example", "Content-Type": "application/x-www-form-urlencoded"}
@@ -261,7 +262,7 @@ def test_a_lab_without_a_model(browser: Browser, tmp_path: Path) -> None:
         browser.open(f"{api.url}/console")
         browser.wait_for("Nothing is served yet")
         browser.wait_for("./run_all.sh train")
-        browser.wait_for("Nothing has happened yet")
+        browser.wait_for("The audit is empty")
         browser.require_sound("empty")
 
 
@@ -273,7 +274,7 @@ def test_a_lab_that_comes_up(browser: Browser, tmp_path: Path) -> None:
         browser.require_sound("starting")
 
 
-def test_a_registry_that_is_away(browser: Browser, lab: Lab, followed: str, tmp_path: Path) -> None:
+def test_an_unreachable_registry(browser: Browser, lab: Lab, followed: str, tmp_path: Path) -> None:
     with Relay(lab.tracking_uri) as relay:
         settings: dict[str, Any] = {"mlflow_tracking_uri": relay.url, "follow_interval_seconds": 0.5}
         with api_of(lab, tmp_path, followed, **settings) as api:
@@ -287,7 +288,7 @@ def test_a_registry_that_is_away(browser: Browser, lab: Lab, followed: str, tmp_
             relay.open()
 
 
-def test_a_database_that_is_away(browser: Browser, lab: Lab, followed: str, tmp_path: Path) -> None:
+def test_a_broken_database(browser: Browser, lab: Lab, followed: str, tmp_path: Path) -> None:
     (tmp_path / "lab.db").write_text("Dear diary, " * 1000)
     with api_of(lab, tmp_path, followed) as api:
         browser.open(f"{api.url}/console")
@@ -296,10 +297,8 @@ def test_a_database_that_is_away(browser: Browser, lab: Lab, followed: str, tmp_
         browser.require_sound("no-database")
 
 
-def test_the_page_looks_again_by_itself_and_leaves_who_reads_alone(
-    browser: Browser, lab: Lab, api: Process, followed: str
-) -> None:
-    as_it_was(lab, api, followed)
+def test_the_page_refreshes_and_keeps_what_is_in_use(browser: Browser, lab: Lab, api: Process, followed: str) -> None:
+    reset(lab, api, followed)
     browser.open(f"{api.url}/console")
     looked = "return document.querySelector('footer time').textContent"
     before = browser.run(looked)
@@ -313,8 +312,8 @@ def test_the_page_looks_again_by_itself_and_leaves_who_reads_alone(
     assert browser.errors() == []
 
 
-def test_it_is_used_by_keyboard(browser: Browser, api: Process) -> None:
-    """The first thing that tab reaches leads past the menu, and whatever it reaches shows where it is."""
+def test_the_page_works_by_keyboard(browser: Browser, api: Process) -> None:
+    """Tab reaches first the link past the menu, and everything that it reaches shows the focus."""
     browser.open(f"{api.url}/console")
     reached = "return document.activeElement.className + '|' + getComputedStyle(document.activeElement).outlineStyle"
     seen = []
@@ -324,27 +323,27 @@ def test_it_is_used_by_keyboard(browser: Browser, api: Process) -> None:
         )
         seen.append(browser.run(reached))
     assert seen[0].startswith("skip|")
-    assert all(one.split("|")[1] not in ("", "none") for one in seen)
+    assert all(element.split("|")[1] not in ("", "none") for element in seen)
     assert browser.run("return document.activeElement !== document.body")
 
 
-def test_without_scripts_everything_but_the_charts_is_there(
+def test_without_javascript_only_the_charts_are_missing(
     browser: Browser, lab: Lab, api: Process, followed: str
 ) -> None:
-    as_it_was(lab, api, followed)
+    reset(lab, api, followed)
     browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.driver.get(f"{api.url}/console/confirm?move=reload&model={followed}")
         [button] = browser.all("form button")
         button.click()
-        [said] = browser.all("[role=status]")
-        assert "Every worker has followed" in said.text
+        [note] = browser.all("[role=status]")
+        assert "Every worker follows" in note.text
         assert browser.all("noscript")
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_the_apis_page_sends_requests(browser: Browser, api: Process) -> None:
+def test_the_page_of_the_api_sends_requests(browser: Browser, api: Process) -> None:
     browser.open(f"{api.url}/docs")
     browser.require_sound("docs")
     details = browser.find("details")
@@ -360,13 +359,31 @@ def test_the_apis_page_sends_requests(browser: Browser, api: Process) -> None:
     assert browser.errors() == []
 
 
-def test_nothing_comes_from_elsewhere(browser: Browser, api: Process) -> None:
+def test_pages_load_nothing_from_other_hosts(browser: Browser, api: Process) -> None:
     for path in ("/console", "/docs"):
         browser.open(api.url + path)
         browser.find("h1")
-        loaded = browser.run("return performance.getEntriesByType('resource').map((one) => one.name)")
+        loaded = browser.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
         assert loaded
         assert all(name.startswith((api.url, "data:")) for name in loaded), loaded
         policy = ask(api.url + path).headers["Content-Security-Policy"]
         assert "unsafe" not in policy
         assert "default-src 'none'" in policy
+
+
+@pytest.mark.skipif("CONSOLE_IMAGE" not in os.environ, reason="CONSOLE_IMAGE names the file of the README's screenshot")
+def test_the_readmes_screenshot(browser: Browser, lab: Lab, tmp_path: Path) -> None:
+    """A canary with a minute of traffic; run this test alone, as it moves the roles of iris."""
+    for strength in (2.0, 0.5):
+        lab.train("iris", params={"C": strength, "max_iter": 1000})
+    if read_roles(lab.registry, "iris").production != 2:
+        moves.promote(lab.registry, lab.engine, "iris", 2, reason="more accurate on held-out rows")
+    moves.start_canary(lab.registry, lab.engine, "iris", 3, Rollout(0.25, "split"), reason="less regularization")
+    with api_of(lab, tmp_path, "iris", lab_database_url=lab.database_url, drift_window_seconds=60) as api:
+        for second in range(60):
+            predict(lab, api, 20 + 5 * (second % 7), seed=second)
+            time.sleep(0.5)
+        browser.open(f"{api.url}/console")
+        wait_until(lambda: len(browser.all("[data-chart] svg.main-svg")) >= 2, 20, "the charts are drawn")
+        end = browser.run("return document.querySelector('#drift').closest('section').offsetTop")
+        browser.save(Path(os.environ["CONSOLE_IMAGE"]), 1280, end)

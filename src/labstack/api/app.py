@@ -30,19 +30,19 @@ class OrjsonProvider(JSONProvider):
 
 
 def create_app(settings: Settings) -> Flask:
-    """The API, with nothing started: each worker starts its own service after the fork."""
+    """Return the API with no thread started: each worker starts its own service after the fork."""
     app = Flask(__name__, static_folder=None, template_folder="web/templates")
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
-    name = f"{socket.gethostname()}-{settings.api_port}-{os.getpid()}"  # of this API, among those that share the place
+    name = f"{socket.gethostname()}-{settings.api_port}-{os.getpid()}"  # several APIs may share the folder
     control = Control(settings.api_cache_dir / "control" / name)
     client = MlflowRest(settings.mlflow_tracking_uri, timeout_seconds=5, retries=1)
     service = Service(settings, control, client, Follower(settings, control, client), Recorder(settings))
     app.extensions["labstack"] = service
     request.register(app)
-    app.before_request(queries.require_known)
     errors.register(app)
     for module in (info, predict, invocations, v2, data, admin, monitoring, hooks, docs, console, assets):
         app.register_blueprint(module.blueprint)
+    queries.register(app)
     app.wsgi_app = FastPath(service, app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation shows
     return app

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and every answer held to it by schemathesis, which makes up the requests."""
+"""The OpenAPI document, and answers checked against it by schemathesis, which generates the requests."""
 
 import html
 import re
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from flask import Flask
 
+from labstack.api.http import queries
 from labstack.registry import moves
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
@@ -43,6 +45,13 @@ def test_the_document_describes_every_route(app: Any) -> None:
     assert all(operation.get("summary") for methods in document["paths"].values() for operation in methods.values())
 
 
+def test_a_route_that_declares_no_operation_is_refused() -> None:
+    app = Flask(__name__, static_folder=None)
+    app.add_url_rule("/new", view_func=lambda: "")
+    with pytest.raises(TypeError, match="The route /new has no operation"):
+        queries.register(app)
+
+
 def test_the_document_follows_what_is_served(lab: Lab, app: Any, model: str) -> None:
     client = app.test_client()
     assert f"/models/{model}/predict" not in client.get("/openapi.json").json["paths"]
@@ -51,7 +60,7 @@ def test_the_document_follows_what_is_served(lab: Lab, app: Any, model: str) -> 
     assert f"/models/{model}/predict" in client.get("/openapi.json").json["paths"]
 
 
-def test_a_name_that_no_path_or_key_may_hold_is_described(lab: Lab, app: Any) -> None:
+def test_a_model_whose_name_is_escaped_in_paths_and_keys_is_described(lab: Lab, app: Any) -> None:
     name = "my model, für alle"
     original = lab.client.get_model_version("iris", "1")
     lab.client.create_registered_model(name)
@@ -71,22 +80,22 @@ def test_a_name_that_no_path_or_key_may_hold_is_described(lab: Lab, app: Any) ->
     "chosen",
     [
         ["--exclude-path-regex", f"/infer$|{WRITES_ROLES}"],
-        # that a tensor's shape is that of its data, no schema can say
+        # no schema can say that a tensor's shape fits its data
         ["--include-path-regex", "/infer$", "--exclude-checks", "positive_data_acceptance"],
     ],
     ids=["all but tensors", "tensors"],
 )
-def test_answers_are_what_the_document_says(api: Process, chosen: list[str]) -> None:
+def test_answers_follow_the_document(api: Process, chosen: list[str]) -> None:
     command = ["run", f"{api.url}/openapi.json", "--checks", "all", "--max-examples", "20", "--seed", "1"]
     command += ["--phases", "examples,coverage,fuzzing", *chosen]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", *command],
         capture_output=True,
         text=True,
         cwd=api.log.parent,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_page_shows_every_endpoint_and_the_models_fields(app: Any) -> None:
@@ -106,7 +115,7 @@ def test_the_curl_lines_of_the_page_work(api: Process) -> None:
     assert len(lines) > 15
     for line in lines:
         command = [*shlex.split(line), "-o", "/dev/null", "-w", "%{http_code}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        moves = re.search(WRITES_ROLES, line)  # of which there is nothing to move here
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        moves = re.search(WRITES_ROLES, line)  # with no canary and no previous version
         expected = ("404", "409") if moves or "/feedback" in line else ("200",)
-        assert done.stdout in expected, (done.stdout, line)
+        assert result.stdout in expected, (result.stdout, line)

@@ -1,6 +1,7 @@
-"""Operators and nobody else; and a reload that answers when all workers have looked."""
+"""Authentication of operators, and a reload that answers when all workers follow."""
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -14,14 +15,14 @@ from labstack.api.app import create_app
 from labstack.api.service import Service
 from labstack.api.serving.control import STARTING, Control, WorkerState
 from labstack.registry import moves
-from labstack.registry.roles import read_all_roles
+from labstack.registry.roles import Rollout, read_all_roles, read_roles
 from tests.conftest import IRIS_ROW, Lab, ask, run_api
 
 TOKEN = "ein langer, zufälliger Schlüssel"  # noqa: S105
 
 
 def reload(lab: Lab, headers: dict[str, str], **settings: object) -> int:
-    """The status of a reload, by a worker that follows."""
+    """Return the status of a reload by a worker that follows the registry."""
     app = create_app(lab.settings(follow_interval_seconds=600, **settings))
     service: Service = app.extensions["labstack"]
     service.start()
@@ -86,7 +87,7 @@ def test_without_a_token_the_peers_address_decides(lab: Lab, peer: str, status: 
 
 @pytest.mark.parametrize("path", ["/rollback", "/accept-next-model", "/admin/reload", "/data", "/console/confirm"])
 def test_where_the_api_listens_on_all_addresses_operators_need_a_token(lab: Lab, path: str) -> None:
-    """As in a container, where every peer is another machine, or seems to be this one."""
+    """In a container any machine may be the peer, and may look like this one."""
     client = create_app(lab.settings(api_host="0.0.0.0")).test_client()  # noqa: S104
     answer = client.open(path, method="GET" if path in ("/data", "/console/confirm") else "POST")
     assert answer.status_code == 403
@@ -98,8 +99,8 @@ def test_where_the_api_listens_on_all_addresses_operators_need_a_token(lab: Lab,
     assert "/console/confirm" not in page
 
 
-def test_no_header_says_where_a_request_comes_from(lab: Lab, tmp_path: Path) -> None:
-    """Of real gunicorn, whose peer is loopback here: a header takes what the address gives, and gives nothing."""
+def test_no_header_makes_a_request_local(lab: Lab, tmp_path: Path) -> None:
+    """With gunicorn, whose peer is loopback here: a header can only take rights away."""
     with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri) as api:
         for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"):
             assert ask(f"{api.url}/data", headers={name: "203.0.113.7"}).status == 403
@@ -108,7 +109,7 @@ def test_no_header_says_where_a_request_comes_from(lab: Lab, tmp_path: Path) -> 
 
 @pytest.fixture
 def service(lab: Lab, model: str) -> Service:
-    """A worker that has looked once, serves version 1 of its default model, and looks again only when told."""
+    """A worker that has read the registry once, serves version 1 of its model, and reads again only on sync()."""
     moves.promote(lab.registry, lab.engine, model, 1, reason="first")
     settings = lab.settings(default_model_name=model, reload_timeout_seconds=0.3)
     service: Service = create_app(settings).extensions["labstack"]
@@ -136,18 +137,35 @@ def test_without_any_worker_there_is_no_success(lab: Lab, service: Service) -> N
     assert create_app(service.settings).test_client().post("/admin/reload").status_code == 503
 
 
+def test_a_move_that_a_worker_does_not_follow_is_shown_as_done(lab: Lab, service: Service, model: str) -> None:
+    moves.start_canary(lab.registry, lab.engine, model, 2, Rollout(0.5, "split"), reason="try")
+    client = create_app(service.settings).test_client()
+    page = client.get("/console/confirm", query_string={"move": "reject", "model": model}).text
+    [roles] = re.findall(r'name="roles" value="([^"]*)"', page)
+    answer = client.post("/console/move", data={"move": "reject", "model": model, "roles": roles})
+    assert answer.status_code == 503
+    assert "Done, but" in answer.text
+    assert "The registry has moved the role, but not every worker follows yet" in answer.text
+    after = read_roles(lab.registry, model)
+    assert (after.production, after.canary) == (1, None)
+    seen = "/".join(map(str, (after.production, after.canary, after.previous, after.rollout)))
+    answer = client.post("/console/move", data={"move": "reload", "model": model, "roles": seen})
+    assert answer.status_code == 503
+    assert "Not done" in answer.text
+
+
 def test_a_look_that_began_before_the_reload_does_not_count(
     lab: Lab, service: Service, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The roles are read, a promotion and its reload come, the look ends: it must not stand for the reload."""
+    """A promotion and its reload that come after the roles were read are not followed by that look."""
     real = read_all_roles
 
     def slowly(client: object) -> object:
-        found = real(lab.registry)
+        roles = real(lab.registry)
         if not raised:
             moves.promote(lab.registry, lab.engine, model, 2, reason="meanwhile")
             raised.append(service.control.raise_desired())
-        return found
+        return roles
 
     raised: list[int] = []
     monkeypatch.setattr("labstack.api.serving.follower.read_all_roles", slowly)
@@ -175,7 +193,7 @@ def test_a_start_is_in_the_control_folder_before_the_first_look(
     assert seen[0] == STARTING
 
 
-def test_the_worker_that_is_told_of_a_promotion_serves_it(lab: Lab, model: str) -> None:
+def test_a_worker_serves_a_promoted_version_after_the_reload(lab: Lab, model: str) -> None:
     moves.promote(lab.registry, lab.engine, model, 1, reason="first")
     app = create_app(lab.settings(default_model_name=model, follow_interval_seconds=600))
     service: Service = app.extensions["labstack"]
@@ -191,8 +209,8 @@ def test_the_worker_that_is_told_of_a_promotion_serves_it(lab: Lab, model: str) 
 def test_wrong_tokens_from_one_address_are_limited_and_right_ones_are_not(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = time.monotonic() + 1000
-    monkeypatch.setattr("labstack.api.serving.control.time.monotonic", lambda: now)
+    clock = time.monotonic() + 1000
+    monkeypatch.setattr("labstack.api.serving.control.time.monotonic", lambda: clock)
     client = create_app(lab.settings(api_admin_token="right")).test_client()  # noqa: S106
 
     def answered(token: str, address: str = "10.0.0.1") -> Any:
@@ -202,16 +220,16 @@ def test_wrong_tokens_from_one_address_are_limited_and_right_ones_are_not(
     def status(token: str, address: str = "10.0.0.1") -> int:
         return int(answered(token, address).status_code)
 
-    assert [status("") for _ in range(20)] == [403] * 20  # who sends none guesses nothing
+    assert [status("") for _ in range(20)] == [403] * 20  # a request without a token is no guess
     assert [status("wrong") for _ in range(10)] == [403] * 10
-    now += 20
+    clock += 20
     refused = answered("wrong")
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "40")
     assert status("right") == 409
     assert status("wrong", "10.0.0.2") == 403
-    now += 41
+    clock += 41
     assert status("wrong") == 403
-    assert [status("wrong", f"2001:db8:0:1::{place}") for place in range(11)] == [403] * 10 + [429]
+    assert [status("wrong", f"2001:db8:0:1::{number}") for number in range(11)] == [403] * 10 + [429]
     assert status("wrong", "2001:db8:0:2::1") == 403
     assert [status("wrong", "::ffff:10.9.9.9") for _ in range(10)] + [status("wrong", "10.9.9.9")] == [403] * 10 + [429]
 
@@ -224,7 +242,7 @@ def test_a_sign_in_is_limited_likewise(lab: Lab) -> None:
     assert client.post("/console/sign-in", data={"token": "right"}).status_code == 303
 
 
-def test_wrong_tokens_from_many_addresses_take_bounded_room(tmp_path: Path) -> None:
+def test_wrong_tokens_from_many_addresses_take_bounded_space(tmp_path: Path) -> None:
     control = Control(tmp_path / "control")
     for number in range(20_000):
         control.count_wrong_token(number.to_bytes(4, "big"), 60)

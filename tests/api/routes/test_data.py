@@ -22,9 +22,9 @@ def client(app: Any, lab: Lab, tmp_path: Any) -> Any:
 
 
 def test_datasets_are_listed(client: Any) -> None:
-    found = {one["dataset"]: one for one in client.get("/data").json["datasets"]}
-    assert found["t"]["columns"] == [{"name": "a", "type": "number"}, {"name": "b", "type": "text"}]
-    assert (found["t"]["description"], found["t"]["rows"] >= 250) == ("A table.", True)
+    listed = {dataset["dataset"]: dataset for dataset in client.get("/data").json["datasets"]}
+    assert listed["t"]["columns"] == [{"name": "a", "type": "number"}, {"name": "b", "type": "text"}]
+    assert (listed["t"]["description"], listed["t"]["rows"] >= 250) == ("A table.", True)
 
 
 def test_rows_come_in_pages(client: Any) -> None:
@@ -52,7 +52,7 @@ def test_rows_are_appended(client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "sent", "status", "said"),
+    ("path", "sent", "status", "message"),
     [
         ("/data/none", ROW, 404, "There is no dataset 'none' in the database; there are: "),
         ("/data/t", [], 422, "a list of rows"),
@@ -61,15 +61,15 @@ def test_rows_are_appended(client: Any) -> None:
         ("/data/t", [ROW] * 10_001, 413, "MAX_REQUEST_ROWS"),
     ],
 )
-def test_what_cannot_be_appended_is_refused(client: Any, path: str, sent: object, status: int, said: str) -> None:
+def test_what_cannot_be_appended_is_refused(client: Any, path: str, sent: object, status: int, message: str) -> None:
     before = client.get("/data/t").json["rows"]
     answer = client.post(path, json=sent)
-    assert (answer.status_code, said in answer.text) == (status, True), answer.text
+    assert (answer.status_code, message in answer.text) == (status, True), answer.text
     assert client.get("/data/t").json["rows"] == before
 
 
 @pytest.mark.parametrize("query", ["offset=-1", "limit=0", "limit=10001", "limit=x", "offset=²", "format=xml"])
-def test_a_query_at_fault_is_named(client: Any, query: str) -> None:
+def test_a_wrong_query_parameter_is_named(client: Any, query: str) -> None:
     answer = client.get(f"/data/t?{query}")
     assert (answer.status_code, query.partition("=")[0] in answer.json["detail"]) == (422, True)
 

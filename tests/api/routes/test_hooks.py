@@ -1,4 +1,4 @@
-"""MLflow's signed webhook, as MLflow itself signs it."""
+"""MLflow's webhook, signed by MLflow's own code."""
 
 import json
 import time
@@ -18,8 +18,8 @@ BODY = json.dumps({"entity": "model_version_alias", "action": "created", "data":
 
 @pytest.fixture
 def control(client: FlaskClient) -> Control:
-    found: Control = client.application.extensions["labstack"].control
-    return found
+    control: Control = client.application.extensions["labstack"].control
+    return control
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def client(lab: Lab) -> FlaskClient:
 def deliver(
     client: FlaskClient, delivery: str = "one", *, age: float = 0, at: str = "", body: str = BODY, **headers: str
 ) -> Any:
-    """The answer to a delivery, of some age or of a moment in any form."""
+    """Send a delivery of this age in seconds, or with this timestamp; return the answer."""
     timestamp = at or str(int(time.time() - age))
     signed = _generate_hmac_signature(SECRET, delivery, timestamp, BODY)
     sent = {"X-MLflow-Delivery-Id": delivery, "X-MLflow-Timestamp": timestamp, "X-MLflow-Signature": signed}
@@ -45,7 +45,7 @@ def test_a_delivery_wakes_the_followers(client: FlaskClient, control: Control) -
     assert control.desired() == 1
 
 
-def test_a_delivery_that_came_before_changes_nothing(client: FlaskClient, control: Control) -> None:
+def test_a_repeated_delivery_changes_nothing(client: FlaskClient, control: Control) -> None:
     assert [deliver(client, name).status_code for name in ("one", "one", "two", "one")] == [202, 200, 202, 200]
     assert control.desired() == 2
 
@@ -62,7 +62,7 @@ def test_a_delivery_that_came_before_changes_nothing(client: FlaskClient, contro
         ({"age": -301}, "webhook-timestamp"),
     ],
 )
-def test_what_is_not_signed_or_not_fresh_is_refused(
+def test_a_wrong_signature_or_timestamp_is_refused(
     client: FlaskClient, control: Control, changes: dict[str, Any], kind: str
 ) -> None:
     answer = deliver(client, **changes)
@@ -73,13 +73,13 @@ def test_what_is_not_signed_or_not_fresh_is_refused(
 @pytest.mark.parametrize(
     "at", [pytest.param("9" * 5000, id="long"), "²", "-1", "1e9", "1.5", "nan", " ", "0x10", "1_000"]
 )
-def test_a_timestamp_that_is_no_moment_is_refused(client: FlaskClient, control: Control, at: str) -> None:
+def test_a_timestamp_that_is_no_number_is_refused(client: FlaskClient, control: Control, at: str) -> None:
     timestamp = at.encode().decode("latin-1")  # as WSGI hands headers over
     assert deliver(client, at=timestamp).status_code == 403
     assert control.desired() == 0
 
 
-def test_a_long_name_of_a_delivery_is_a_name(client: FlaskClient, control: Control) -> None:
+def test_a_delivery_id_may_be_long(client: FlaskClient, control: Control) -> None:
     assert [deliver(client, "x" * 8000).status_code for _ in range(2)] == [202, 200]
 
 

@@ -1,4 +1,4 @@
-"""The welcome, health, readiness and model information; and one shape for every error."""
+"""The welcome, health, readiness, model information, and the one shape of every error."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from labstack.api.app import create_app
 from tests.conftest import Lab, free_port
 
 
-def test_the_welcome_names_the_way_on(app: Flask) -> None:
+def test_the_welcome_links_to_the_endpoints(app: Flask) -> None:
     answer = app.test_client().get("/").json
     assert answer["message"] == "Welcome to the API service!"
     assert answer["models"]["iris"] == {"production": 1}
@@ -56,11 +56,11 @@ def test_every_error_has_the_one_shape(app: Flask, method: str, path: str, statu
     assert problem["request_id"] == answer.headers["X-Request-Id"]
 
 
-def test_a_wrong_method_is_told_the_right_one(app: Flask) -> None:
+def test_a_wrong_method_is_answered_with_the_right_one(app: Flask) -> None:
     assert "POST" in app.test_client().get("/predict").headers["Allow"]
 
 
-def test_a_fault_of_ours_shows_nothing_of_itself(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_shows_no_details(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_model: str) -> None:
         raise RuntimeError("the inside")
 
@@ -70,17 +70,17 @@ def test_a_fault_of_ours_shows_nothing_of_itself(app: Flask, monkeypatch: pytest
     assert "the inside" not in answer.text
 
 
-def test_a_registry_that_is_not_up_yet_is_waited_for_and_then_named(lab: Lab, tmp_path: Path) -> None:
+def test_a_registry_that_does_not_answer_yet_is_waited_for_and_then_named(lab: Lab, tmp_path: Path) -> None:
     url = f"http://localhost:{free_port()}"
-    new = {"mlflow_tracking_uri": url, "api_cache_dir": tmp_path}
-    app = create_app(lab.settings(**new, startup_timeout_seconds=3600))
+    changes = {"mlflow_tracking_uri": url, "api_cache_dir": tmp_path}
+    app = create_app(lab.settings(**changes, startup_timeout_seconds=3600))
     app.extensions["labstack"].follower.sync()
     waiting = json.loads(app.test_client().get("/ready").data)
     assert (waiting["status"], waiting["type"]) == (503, "urn:labstack:problem:starting")
     assert f"{url}, for 0 of 3600 seconds" in waiting["detail"]
     assert app.test_client().get("/health").json["status"] == "starting"
 
-    app = create_app(lab.settings(**new, startup_timeout_seconds=0.001))
+    app = create_app(lab.settings(**changes, startup_timeout_seconds=0.001))
     app.extensions["labstack"].follower.sync()
     late = json.loads(app.test_client().get("/ready").data)
     assert (late["status"], late["type"]) == (503, "urn:labstack:problem:registry-unreachable")

@@ -1,4 +1,4 @@
-"""Feedback, drift and the audit, as callers ask for them."""
+"""Feedback, drift and the audit over HTTP."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def client(running: Flask) -> FlaskClient:
 
 
 def flowers(**shifts: float) -> list[dict[str, float]]:
-    """Rows as the training of iris saw them, but for what is shifted."""
+    """Return rows with the distribution of iris in training, with some columns shifted."""
     rng = np.random.default_rng(1)
     species = rng.integers(0, 3, ROWS)
     middles = {
@@ -38,47 +38,48 @@ def flowers(**shifts: float) -> list[dict[str, float]]:
 
 
 def drift(client: FlaskClient) -> dict[str, Any]:
-    """The drift of the version that is served, when all rows are counted."""
+    """Return the drift of the version that is served, when all rows are counted."""
 
     def counted() -> Any:
         [version] = client.get("/drift").json["versions"]
         return version["rows"] == ROWS and version
 
-    found: dict[str, Any] = wait_until(counted, 10, "all rows are counted")
-    return found
+    version: dict[str, Any] = wait_until(counted, 10, "all rows are counted")
+    return version
 
 
 @pytest.mark.parametrize("shifted", [{}, {"sepal_width": 1.5}, {"sepal_width": 2.0, "petal_length": 3.0}])
 def test_exactly_what_callers_shift_has_drifted(client: FlaskClient, shifted: dict[str, float]) -> None:
     for part in np.array_split(np.array(flowers(**shifted)), 20):
         assert client.post("/predict", json=part.tolist()).status_code == 200
-    found = drift(client)
-    assert {one["name"] for one in found["features"] if one["verdict"] == "drifted"} == set(shifted)
-    assert (found["verdict"] == "drifted") == bool(shifted)
-    assert found["prediction"]["rows"] == ROWS
+    version = drift(client)
+    drifted = {feature["name"] for feature in version["features"] if feature["verdict"] == "drifted"}
+    assert drifted == set(shifted)
+    assert (version["verdict"] == "drifted") == bool(shifted)
+    assert version["prediction"]["rows"] == ROWS
 
 
-def test_drift_without_rows_and_of_models_that_are_not_there(client: FlaskClient) -> None:
+def test_drift_without_rows_and_of_unknown_models(client: FlaskClient) -> None:
     [version] = client.get("/drift").json["versions"]
     assert version["verdict"] == "too few rows"
     assert client.get("/drift?model=nothing").status_code == 404
 
 
-def asked(client: FlaskClient, number: int) -> list[str]:
-    """Make predictions; their request ids when the log holds them."""
+def predicted(client: FlaskClient, number: int) -> list[str]:
+    """Make predictions; return their request ids when the log holds them."""
     ids = [client.post("/predict", json=IRIS_ROW).json["request_id"] for _ in range(number)]
     engine = client.application.extensions["labstack"].engine
 
     def kept() -> bool:
         model = client.application.extensions["labstack"].settings.default_model_name
-        return {one.request_id for one in predictions.recent(engine, model, 1000)} >= set(ids)
+        return {row.request_id for row in predictions.recent(engine, model, 1000)} >= set(ids)
 
     wait_until(kept, 5, "predictions are kept")
     return ids
 
 
 def test_outcomes_are_fed_back_and_seen(client: FlaskClient) -> None:
-    first, second, third = asked(client, 3)
+    first, second, third = predicted(client, 3)
     answer = client.post("/feedback", json={"request_id": first, "outcome": "setosa"})
     assert (answer.status_code, answer.json) == (200, {"recorded": 1, "replaced": 0, "known": 0, "unknown": []})
     many = [{"request_id": second, "outcomes": ["virginica"]}, {"request_id": third, "outcome": "setosa"}]
@@ -91,7 +92,7 @@ def test_outcomes_are_fed_back_and_seen(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         ({"request_id": "nobody", "outcome": "x"}, 404, "holds no request nobody"),
         ({"request_id": "x"}, 422, "give outcome, or outcomes"),
@@ -103,14 +104,14 @@ def test_outcomes_are_fed_back_and_seen(client: FlaskClient) -> None:
         ("x", 422, "valid dictionary"),
     ],
 )
-def test_feedback_that_is_none(client: FlaskClient, body: Any, status: int, said: str) -> None:
+def test_wrong_feedback_is_refused(client: FlaskClient, body: Any, status: int, message: str) -> None:
     answer = client.post("/feedback", json=body)
     assert answer.status_code == status
-    assert said in answer.json["detail"]
+    assert message in answer.json["detail"]
 
 
-def test_outcomes_of_another_kind_or_number_are_refused_whole(client: FlaskClient, lab: Lab) -> None:
-    (ident,) = asked(client, 1)
+def test_no_outcome_is_recorded_when_one_has_the_wrong_number(client: FlaskClient, lab: Lab) -> None:
+    (ident,) = predicted(client, 1)
     answer = client.post("/feedback", json=[{"request_id": ident, "outcomes": ["setosa", "setosa"]}])
     assert (answer.status_code, answer.json["errors"][0]["field"]) == (422, ident)
     assert client.get("/drift").json["versions"][0]["live"] == {"outcomes": 0}
@@ -123,16 +124,16 @@ def test_without_a_prediction_log_nothing_can_be_fed_back(lab: Lab) -> None:
     assert "PREDICTION_LOG" in answer.json["detail"]
 
 
-def test_the_audit_tells_of_moves_reloads_and_refusals(client: FlaskClient, lab: Lab, model: str) -> None:
+def test_the_audit_lists_moves_reloads_and_refusals(client: FlaskClient, lab: Lab, model: str) -> None:
     assert client.post("/admin/reload").status_code == 200
     assert client.post("/update-model", json={"version": 2, "weight": 0.5, "reason": "looks good"}).status_code == 200
     assert client.post("/rollback").status_code == 409
     assert client.post("/accept-next-model").status_code == 200
-    found = client.get(f"/audit?model={model}").json["entries"]
-    told = [(one["action"], one["role"], one["to_version"]) for one in found]
-    assert told[:3] == [("move", "previous", 1), ("move", "canary", None), ("move", "production", 2)]
-    assert told[3:6] == [("refused", None, None), ("move", "canary", 2), ("reload", None, None)]
-    [refused] = [one for one in found if one["action"] == "refused"]
+    entries = client.get(f"/audit?model={model}").json["entries"]
+    moved = [(entry["action"], entry["role"], entry["to_version"]) for entry in entries]
+    assert moved[:3] == [("move", "previous", 1), ("move", "canary", None), ("move", "production", 2)]
+    assert moved[3:6] == [("refused", None, None), ("move", "canary", 2), ("reload", None, None)]
+    [refused] = [entry for entry in entries if entry["action"] == "refused"]
     assert refused["actor"] == "operator at 127.0.0.1"
     assert "no previous version" in refused["reason"]
     page = client.get(f"/audit?model={model}&limit=2").json

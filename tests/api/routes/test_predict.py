@@ -1,4 +1,4 @@
-"""Predictions: the three forms of a body, and everything that a body can have wrong."""
+"""Predictions: the three forms of a body, and every error in one."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def client(app: Flask) -> FlaskClient:
 
 
 def refused(client: FlaskClient, status: int, **request: Any) -> dict[str, Any]:
-    """The problem that a request to /predict is answered with."""
+    """Return the problem with which a request to /predict is answered."""
     answer = client.post("/predict", **request)
     assert answer.status_code == status, answer.text
     assert answer.content_type == "application/problem+json"
@@ -77,7 +77,7 @@ def test_an_unknown_model_is_named_with_those_that_are_served(client: FlaskClien
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"hello", b'{"a": 1,}', b"\xff\xfe", b'"\xed\xa0\x80"', b"[" * 100_000, b"1e"]
 )
-def test_a_body_that_is_no_json_is_400(client: FlaskClient, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_400(client: FlaskClient, body: bytes) -> None:
     assert "not JSON" in refused(client, 400, data=body, content_type="application/json")["detail"]
 
 
@@ -130,11 +130,11 @@ def test_a_body_that_breaks_the_contract_is_422_and_the_field_is_named(
     client: FlaskClient, body: bytes, field: str, message: str
 ) -> None:
     problem = refused(client, 422, data=body, content_type="application/json")
-    [found] = [error["message"] for error in problem["errors"] if error["field"] == field]
-    assert any(part in found for part in message.split("|"))
+    [text] = [error["message"] for error in problem["errors"] if error["field"] == field]
+    assert any(part in text for part in message.split("|"))
 
 
-def test_all_faults_come_in_one_answer(client: FlaskClient) -> None:
+def test_all_errors_come_in_one_answer(client: FlaskClient) -> None:
     body = {"sepal_length": "long", "sepal_width": None, "colour": "blue", "petal_width": 1}
     problem = refused(client, 422, json=body)
     assert [error["field"] for error in problem["errors"]] == ["sepal_length", "sepal_width", "petal_length", "colour"]
@@ -190,14 +190,14 @@ json_values = st.recursive(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(json_values)
-def test_no_json_brings_the_api_down(client: FlaskClient, value: Any) -> None:
+def test_no_json_crashes_the_api(client: FlaskClient, value: Any) -> None:
     answer = client.post("/predict", data=json.dumps(value), content_type="application/json")
     assert answer.status_code in (200, 400, 413, 422), answer.text
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
-def test_no_bytes_bring_the_api_down(client: FlaskClient, body: bytes) -> None:
+def test_no_bytes_crash_the_api(client: FlaskClient, body: bytes) -> None:
     answer = client.post("/predict", data=body, content_type="application/json")
     assert answer.status_code in (400, 422), answer.text
 

@@ -1,4 +1,4 @@
-"""MLflow's scoring protocol and the Open Inference Protocol, spoken by clients that nobody here wrote."""
+"""MLflow's scoring protocol and the Open Inference Protocol, with the clients of MLflow and Triton."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def client(api: Process) -> Iterator[triton.InferenceServerClient]:
         yield client
 
 
-def test_mlflows_own_client_is_served(api: Process) -> None:
+def test_mlflows_client_is_served(api: Process) -> None:
     client = ScoringServerClient("localhost", int(api.url.rpartition(":")[2]))
     client.wait_server_ready(5)
     assert client.get_version() == labstack.__version__
@@ -108,13 +108,13 @@ def test_csv_is_read(api: Process, body: bytes, content_type: str) -> None:
         ({"dataframe_records": [IRIS_ROW | {"petal_width": None}]}, "dataframe_records[0].petal_width"),
     ],
 )
-def test_a_table_that_is_none_is_refused(api: Process, body: Any, field: str) -> None:
+def test_a_wrong_table_is_refused(api: Process, body: Any, field: str) -> None:
     answer = ask(f"{api.url}/invocations", body)
     assert (answer.status, answer.json["errors"][0]["field"]) == (422, field)
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         (b"\xff", 400, "UTF-8"),
         (b'a"b,"c\n1', 400, "unexpected end of data"),
@@ -125,9 +125,9 @@ def test_a_table_that_is_none_is_refused(api: Process, body: Any, field: str) ->
         (csv().replace(b"petal_width", b"colour"), 422, "petal_width is missing"),
     ],
 )
-def test_csv_that_is_no_table_is_refused(api: Process, body: bytes, status: int, said: str) -> None:
+def test_wrong_csv_is_refused(api: Process, body: bytes, status: int, message: str) -> None:
     answer = ask(f"{api.url}/invocations", body, headers={"Content-Type": "text/csv"})
-    assert (answer.status, said in answer.text) == (status, True), answer.text
+    assert (answer.status, message in answer.text) == (status, True), answer.text
 
 
 STUDENT = {"hours_studied": 2, "sleep_hours": 7, "attendance_percent": 60, "previous_scores": 50}
@@ -148,7 +148,7 @@ def test_the_model_of_a_query_is_the_one_that_answers(api: Process) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "said"),
+    ("path", "body", "message"),
     [
         ("/predict?model=student_exam", IRIS_ROW, "/models/student_exam/predict"),
         ("/predict?model=iris", IRIS_ROW, "/models/iris/predict"),
@@ -166,13 +166,13 @@ def test_the_model_of_a_query_is_the_one_that_answers(api: Process) -> None:
         ("/health?model=iris", None, "takes no query parameter 'model'"),
     ],
 )
-def test_no_parameter_of_a_query_is_ignored(api: Process, path: str, body: Any, said: str) -> None:
+def test_no_parameter_of_a_query_is_ignored(api: Process, path: str, body: Any, message: str) -> None:
     answer = ask(api.url + path, body)
     assert (answer.status, answer.json.get("type")) == (422, "urn:labstack:problem:query"), answer.text
-    assert said in answer.json["detail"]
+    assert message in answer.json["detail"]
 
 
-def test_what_probes_add_to_a_query_is_ignored(api: Process) -> None:
+def test_unknown_parameters_of_a_get_are_ignored(api: Process) -> None:
     assert ask(f"{api.url}/health?probe=1&t=").status == 200
 
 
@@ -182,7 +182,7 @@ def test_a_version_that_is_no_number_is_not_found(app: Any, version: str) -> Non
 
 
 @pytest.mark.parametrize("model", [None, "student_exam"])
-def test_the_example_asks_the_model_that_it_is_given(api: Process, lab: Lab, model: str | None) -> None:
+def test_the_example_predicts_with_the_given_model(api: Process, lab: Lab, model: str | None) -> None:
     settings = lab.settings(api_port=int(api.url.rpartition(":")[2]))
     line, answer = api_client.ask(settings, model).splitlines()
     assert line.startswith(f"curl {api.url}{f'/models/{model}' if model else ''}/predict ")
@@ -245,7 +245,7 @@ def test_triton_infers_integers_and_a_regression(client: triton.InferenceServerC
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "message"),
     [
         ([tensor(name, [1.0]) for name in NAMES[:3]], "petal_width is missing"),
         ([tensor(name, [1.0]) for name in NAMES] + [tensor("colour", [1.0])], "colour is not a field"),
@@ -254,12 +254,12 @@ def test_triton_infers_integers_and_a_regression(client: triton.InferenceServerC
         ([tensor(name, [np.nan]) for name in NAMES], "inputs[0].sepal_length is nan"),
     ],
 )
-def test_triton_reads_what_is_wrong(
-    client: triton.InferenceServerClient, inputs: list[triton.InferInput], said: str
+def test_triton_shows_the_error(
+    client: triton.InferenceServerClient, inputs: list[triton.InferInput], message: str
 ) -> None:
     with pytest.raises(InferenceServerException) as raised:
         client.infer("iris", inputs)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the console says, read from its HTML: counts after roles moved, and all versions that matter."""
+"""The console, read from its HTML: counts after moves of roles, and the table of versions."""
 
 import json
 import re
@@ -15,7 +15,7 @@ NONE = "\N{EN DASH}"
 
 
 class Page(HTMLParser):
-    """A page's tables by their labels, as lists of rows of texts; its links; and the text of each of its sections."""
+    """A page's tables by label, as rows of texts; its links by text; the text of each section."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ def console(client: FlaskClient, address: str = "/console") -> Page:
 
 
 def counted(client: FlaskClient, rows: int) -> Page:
-    """The page, when it counts so many rows."""
+    """Return the page when it counts this many rows."""
 
-    def seen() -> Page | None:
+    def complete() -> Page | None:
         page = console(client)
         return page if sum(int(row[3]) for row in page.tables["Traffic"][1:] if row[1] != "all") == rows else None
 
-    page: Page = wait_until(seen, 10, f"{rows} rows are counted")
+    page: Page = wait_until(complete, 10, f"{rows} rows are counted")
     return page
 
 
@@ -81,11 +81,11 @@ def predict(client: FlaskClient, number: int) -> None:
 
 
 def traffic(page: Page) -> list[list[str]]:
-    """Role, version, requests and rows of each line of the table."""
+    """Return role, version, requests and rows of each line of the table."""
     return [row[:4] for row in page.tables["Traffic"][1:]]
 
 
-def test_what_a_role_answered_is_counted_whatever_version_held_it(client: FlaskClient, model: str) -> None:
+def test_requests_are_counted_by_role_across_versions(client: FlaskClient, model: str) -> None:
     predict(client, 7)
     assert client.post("/update-model", json={"version": 2, "weight": 1}).status_code == 200
     predict(client, 3)
@@ -111,23 +111,23 @@ def test_what_a_role_answered_is_counted_whatever_version_held_it(client: FlaskC
     assert client.get("/drift").json["versions"][0]["rows"] == 5
 
 
-def test_the_chart_counts_by_role_too(client: FlaskClient, model: str) -> None:
+def test_the_chart_counts_by_role(client: FlaskClient, model: str) -> None:
     predict(client, 4)
     assert client.post("/update-model", json={"version": 2, "weight": 1}).status_code == 200
     predict(client, 2)
     assert client.post("/accept-next-model").status_code == 200
     predict(client, 1)
     counted(client, 7)
-    [found] = re.findall(r'id="traffic-data">(.*?)</script>', client.get("/console").text)
-    series = {one["name"]: one for one in json.loads(found)["series"]}
+    [data] = re.findall(r'id="traffic-data">(.*?)</script>', client.get("/console").text)
+    series = {line["name"]: line for line in json.loads(data)["series"]}
     assert set(series) == {"production (versions 1, 2)", "canary (version 2)"}
-    rates = [sum(one["requests"]) for one in series.values()]
+    rates = [sum(line["requests"]) for line in series.values()]
     assert rates[0] / rates[1] == pytest.approx(5 / 2, rel=0.2)  # all within a period or two
     assert "version 1: 4" in "".join(series["production (versions 1, 2)"]["shares"])
     assert any(value is not None for value in series["canary (version 2)"]["p99"])
 
 
-def test_no_number_of_versions_hides_those_with_a_role(client: FlaskClient, lab: Lab, model: str) -> None:
+def test_versions_with_a_role_are_on_every_page(client: FlaskClient, lab: Lab, model: str) -> None:
     original = lab.client.get_model_version("iris", "1")
     for _ in range(21):
         lab.client.create_model_version(model, str(original.source), original.run_id, await_creation_for=0)
@@ -147,12 +147,12 @@ def test_no_number_of_versions_hides_those_with_a_role(client: FlaskClient, lab:
     assert client.get("/console?versions_before=x").status_code == 422
 
 
-def test_every_version_shows_the_same_metrics_and_first_what_it_was_judged_by(
+def test_every_version_shows_the_same_metrics_first_the_one_that_judged_it(
     client: FlaskClient, lab: Lab, model: str
 ) -> None:
     judged, bare = (lab.client.create_run("0").info.run_id for _ in range(2))
     lab.client.log_param(judged, "metric", "zeta")
-    lab.client.log_param(bare, "metric", "minkowski")  # as of another training's neighbours
+    lab.client.log_param(bare, "metric", "minkowski")  # a parameter of another training
     for name, value in {"zeta": 0.25, "accuracy": 0.5, "accuracy_low": 0.4, "cv_zeta": 0.3, "onnx_parity": 0}.items():
         lab.client.log_metric(judged, name, value)
     source = str(lab.client.get_model_version("iris", "1").source)
@@ -161,7 +161,7 @@ def test_every_version_shows_the_same_metrics_and_first_what_it_was_judged_by(
     moves.promote(lab.registry, lab.engine, model, 4, reason="second")
     answer = client.get("/console").text
     head, *rows = Page(answer).tables["Versions"]
-    first, end = head.index("Made") + 1, head.index("Run")
+    first, end = head.index("Created, UTC") + 1, head.index("Run")
     assert head[first:end] == ["zeta", "accuracy", "balanced_accuracy", "f1_macro"]
     cells = {row[0]: row[first:end] for row in rows}
     assert {number: len(row) for number, row in cells.items()} == dict.fromkeys("41532", 4)

@@ -1,1 +1,1 @@
-"""HTTP as all routes use it: requests, bodies, operators, the OpenAPI document."""
+"""HTTP for all routes: requests, bodies, queries, operators and their actions, and the OpenAPI document."""

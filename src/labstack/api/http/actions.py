@@ -1,11 +1,11 @@
-"""What operators may do, by a request or on the console: move roles, and have every worker look at the registry."""
+"""The actions of operators, by a request or on the console: move a role, or have every worker follow the registry."""
 
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 from flask import request
-from pydantic import BaseModel, ConfigDict, Field
 
+from labstack.api.http.bodies import Move, Update
 from labstack.api.http.request import service
 from labstack.api.problems import Problem
 from labstack.api.serving.look import IncompatibleError, require_compatible
@@ -18,41 +18,24 @@ from labstack.registry.roles import Roles, Rollout, read_roles
 from labstack.store import audit
 from labstack.store.database import DatabaseError
 
-MOVED = "The registry has moved the role"
-
 log = structlog.get_logger(__name__)
 
 
-class Move(BaseModel):
-    """Which model's role moves, by default the default model's, and why, for the audit."""
+class NotFollowedProblem(Problem):
+    """A move that the registry has made, and that not every worker follows yet."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    model: str | None = Field(None, min_length=1)
-    reason: str | None = Field(None, max_length=500)
-
-    @property
-    def of(self) -> str:
-        """The model's name."""
-        return self.model or service().settings.default_model_name
+    def __init__(self, cause: Problem) -> None:
+        detail = f"The registry has moved the role, but not every worker follows yet. {cause.detail}"
+        super().__init__(cause.status, cause.kind, detail)
 
 
-class Update(Move):
-    """The version that is to be the canary, and how it gets its requests."""
-
-    version: int = Field(ge=1, lt=2**31)
-    weight: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    mode: Literal["split", "shadow"] = "split"
-
-    @property
-    def rollout(self) -> Rollout:
-        """How it gets its requests."""
-        weight = service().settings.canary_probability if self.weight is None else self.weight
-        return Rollout(weight, self.mode)
+def _model(move: Move) -> str:
+    """Return the name of the model whose role moves."""
+    return move.model or service().settings.default_model_name
 
 
 def reload() -> dict[str, Any]:
-    """Have every worker look at the registry now; what each serves then. Raises Problem, 503, when one cannot."""
+    """Have every worker look at the registry now; return what each serves then. Raises Problem, 503, if one cannot."""
     try:
         converged = converge(service().control, service().settings.reload_timeout_seconds)
     except Problem as problem:
@@ -62,87 +45,94 @@ def reload() -> dict[str, Any]:
     return converged
 
 
-def update(asked: Update, only_from: Roles | None = None) -> dict[str, Any]:
-    """Make a version the canary, or change its rollout; the roles, and what each worker serves then.
+def start_canary(update: Update, only_from: Roles | None = None) -> dict[str, Any]:
+    """Make a version the canary, or change its rollout; return the roles, and what each worker serves then.
 
-    As all that follow it is made only from the roles that the caller saw, if it says them. Raises Problem,
+    This and the other moves are made only from the roles that the caller saw, where it names them. They raise Problem,
     RegistryError or DatabaseError.
     """
-    production = service().lineup(asked.of).production.served
+    model, version = _model(update), update.version
+    production = service().lineup(model).production.served
     try:
-        require_compatible(production, _tried(asked, asked.version))
+        require_compatible(production, _loaded(update, version))
     except IncompatibleError as error:
-        text = f"Version {asked.version} of {asked.of!r} cannot be a canary. {error}"
-        raise _refused(asked, asked.version, "incompatible", text) from error
-    arguments = asked.version, asked.rollout
-    return _moved(moves.start_canary, asked, f"canary, {asked.rollout}", only_from, *arguments)
+        message = f"Version {version} of {model!r} cannot be a canary. {error}"
+        raise _refused(update, version, "incompatible", message) from error
+    weight = service().settings.canary_probability if update.weight is None else update.weight
+    rollout = Rollout(weight, update.mode)
+    note = _move_note(update, f"canary, {rollout}", only_from)
+    return _followed(model, moves.start_canary(service().client, service().engine, model, version, rollout, **note))
 
 
-def accept(asked: Move, only_from: Roles | None = None) -> dict[str, Any]:
+def accept(move: Move, only_from: Roles | None = None) -> dict[str, Any]:
     """Make the canary production."""
-    canary = service().lineup(asked.of).canary
+    model, note = _model(move), _move_note(move, "canary accepted", only_from)
+    canary = service().lineup(model).canary
     tried = canary.served.version if canary else None
-    return _moved(moves.accept_canary, asked, "canary accepted", only_from, tried)
+    return _followed(model, moves.accept_canary(service().client, service().engine, model, tried, **note))
 
 
-def reject(asked: Move, only_from: Roles | None = None) -> dict[str, Any]:
-    """Take the canary out."""
-    return _moved(moves.stop_canary, asked, "canary rejected", only_from)
+def reject(move: Move, only_from: Roles | None = None) -> dict[str, Any]:
+    """Remove the canary."""
+    model, note = _model(move), _move_note(move, "canary rejected", only_from)
+    return _followed(model, moves.stop_canary(service().client, service().engine, model, **note))
 
 
-def rollback(asked: Move, only_from: Roles | None = None) -> dict[str, Any]:
+def rollback(move: Move, only_from: Roles | None = None) -> dict[str, Any]:
     """Make the previous version production again."""
-    previous = read_roles(service().client, asked.of).previous
+    model, note = _model(move), _move_note(move, "rollback", only_from)
+    previous = read_roles(service().client, model).previous
     if previous is not None:
-        _tried(asked, previous)
-    return _moved(moves.rollback, asked, "rollback", only_from)
+        _loaded(move, previous)
+    return _followed(model, moves.rollback(service().client, service().engine, model, **note))
 
 
 def _operator() -> str:
-    """Who asks, as the audit says it."""
+    """Return the name of the operator who sent the request, as the audit shows it."""
     return f"operator at {request.remote_addr}"
 
 
-def _tried(asked: Move, version: int) -> Contract:
-    """The contract of a version that this API could serve. Raises Problem where it could not, or RegistryError."""
-    record = service().client.version(asked.of, version)
+def _loaded(move: Move, version: int) -> Contract:
+    """Return the contract of a version that this API can load. Raises Problem when it cannot, or RegistryError."""
+    record = service().client.version(_model(move), version)
     try:
         return service().follower.loader.fetch(record)
     except RegistryError:
         raise
-    except Exception as error:  # a version's files may be at fault in any way
-        text = f"Version {version} of {asked.of!r} could not be loaded: {error}"
-        raise _refused(asked, version, "load-failed", text) from error
+    except Exception as error:  # the files of a version may be broken in any way
+        message = f"Version {version} of {_model(move)!r} could not be loaded: {error}"
+        raise _refused(move, version, "load-failed", message) from error
 
 
-def _refused(asked: Move, version: int, kind: str, text: str) -> Problem:
-    """The answer to a move to a version that cannot be served so, noted in the audit."""
-    reason = asked.reason or ("canary" if isinstance(asked, Update) else "rollback")
-    _note("refused", f"{reason}: {text}", model=asked.of, version=version)
-    return Problem(409, kind, text)
+def _refused(move: Move, version: int, kind: str, message: str) -> Problem:
+    """Note in the audit that a version cannot be served so; return the answer."""
+    reason = move.reason or ("canary" if isinstance(move, Update) else "rollback")
+    _note("refused", f"{reason}: {message}", model=_model(move), version=version)
+    return Problem(409, kind, message)
 
 
-def _note(action: audit.Action, reason: str, **of: Any) -> None:
-    """Note what was no move in the audit; a database that is away keeps nobody from a reload."""
+def _note(action: audit.Action, reason: str, **details: Any) -> None:
+    """Note in the audit what is not a move; an unreachable database is logged, and stops nothing."""
     try:
-        audit.note(service().engine, action, actor=_operator(), reason=reason, **of)
+        audit.note(service().engine, action, actor=_operator(), reason=reason, **details)
     except DatabaseError as error:
         log.error("audit not written", action=action, reason=reason, error=str(error))
 
 
-def _moved(move: Any, asked: Move, reason: str, only_from: Roles | None, *arguments: Any) -> dict[str, Any]:
-    """Make a move, and answer when all workers follow it."""
-    model = asked.of
-    said = MoveNote(reason=asked.reason or reason, who=_operator())
+def _move_note(move: Move, default_reason: str, only_from: Roles | None) -> MoveNote:
+    """Return what the audit will hold of a move, and the roles that it may be made from."""
+    note = MoveNote(reason=move.reason or default_reason, who=_operator())
     if only_from is not None:
-        said["only_from"] = only_from
-    roles: Roles = move(service().client, service().engine, model, *arguments, **said)
+        note["only_from"] = only_from
+    return note
+
+
+def _followed(model: str, roles: Roles) -> dict[str, Any]:
+    """Return the roles after a move, when all workers serve them. Raises NotFollowedProblem when one does not."""
     try:
         converged = converge(service().control, service().settings.reload_timeout_seconds, model)
     except Problem as problem:
-        problem.detail = f"{MOVED}, but not every worker follows yet. {problem.detail}"
-        raise
+        raise NotFollowedProblem(problem) from problem
     rollout = roles.rollout
     canary = None if rollout is None else {"version": roles.canary, "weight": rollout.weight, "mode": rollout.mode}
-    moved = {"model": model, "production": roles.production, "canary": canary, "previous": roles.previous}
-    return moved | converged
+    return {"model": model, "production": roles.production, "canary": canary, "previous": roles.previous} | converged

@@ -1,56 +1,45 @@
-"""The query parameters that each endpoint takes.
+"""The check of query parameters: one that would be ignored is rejected, as its sender expects an effect.
 
-One that would be ignored is refused, as its sender expects something. Only what no endpoint knows may come with a GET,
-to which probes and proxies add parameters of their own.
+Only parameters that no endpoint takes may come with a GET, to which probes and proxies add parameters of their own.
 """
 
-from typing import Any
 from urllib.parse import quote
 
-from flask import request
+from flask import Flask, request
 
+from labstack.api.http.operations import described_rules
 from labstack.api.problems import Problem
-from labstack.api.routes.data import MAX_OFFSET, MAX_PAGE, PAGE_ROWS
-from labstack.api.routes.monitoring import MAX_ENTRIES, MAX_ID, PAGE_ENTRIES
-
-Schema = dict[str, Any]
-
-PAGES = ("console.", "assets.")  # the blueprints of pages, whose endpoints are not described either
-MODEL: dict[str, Schema] = {"model": {"type": "string", "minLength": 1}}
-QUERIES: dict[str, dict[str, Schema]] = {
-    **dict.fromkeys(("model_info", "canary_status", "drift", "ready", "ping", "invocations"), MODEL),
-    "read_data": {
-        "offset": {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
-        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": PAGE_ROWS},
-        "format": {"enum": ["json", "csv"]},
-    },
-    "entries": MODEL
-    | {
-        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_ENTRIES, "default": PAGE_ENTRIES},
-        "before": {"type": "integer", "minimum": 1, "maximum": MAX_ID},
-    },
-}
-ANYWHERE = {name for queries in QUERIES.values() for name in queries}
 
 
-def require_known() -> None:
-    """Before a request: raise Problem, 422, for a parameter of ours that would be ignored, is empty or is repeated."""
-    rule = request.url_rule
-    if rule is None or rule.endpoint.startswith(PAGES):
-        return
-    known = QUERIES.get(rule.endpoint.rpartition(".")[2], {})
+def register(app: Flask) -> None:
+    """Check the query of every request by what its route declares. Raises TypeError for a route that does not."""
+    known = {rule.endpoint: list(operation.query) for rule, _, operation in described_rules(app)}
+    anywhere = {name for names in known.values() for name in names}
+
+    def check() -> None:
+        if request.endpoint in known:
+            _require_known(known[request.endpoint], anywhere)
+
+    app.before_request(check)
+
+
+def _require_known(known: list[str], anywhere: set[str]) -> None:
+    """Raise Problem, 422, for a parameter of the API that would be ignored, is empty or is repeated."""
     for name, values in request.args.lists():
-        if name not in ANYWHERE and request.method in ("GET", "HEAD"):
+        if name not in anywhere and request.method in ("GET", "HEAD"):
             continue
         if name not in known:
-            instead = f"it takes {', '.join(known)}" if known else "it takes none"
-            if name == "model" and rule.rule == "/predict":
-                instead = f"POST to /models/{quote(values[0][:200], safe='')}/predict instead"
-            text = f"{rule.rule} takes no query parameter {name[:50]!r}; {instead}."
+            message = f"{request.url_rule} takes no query parameter {name[:50]!r}; {_instead(name, values[0], known)}."
         elif len(values) > 1:
-            text = f"{name} is given {len(values)} times in the query; give it once."
+            message = f"{name} is given {len(values)} times in the query; give it once."
         elif not values[0]:
-            text = f"{name} is empty in the query; give it a value or leave it out."
+            message = f"{name} is empty in the query; give it a value or leave it out."
         else:
             continue
-        raise Problem(422, "query", text)
+        raise Problem(422, "query", message)
+
+
+def _instead(name: str, value: str, known: list[str]) -> str:
+    if name == "model" and request.path == "/predict":
+        return f"POST to /models/{quote(value[:200], safe='')}/predict instead"
+    return f"it takes {', '.join(known)}" if known else "it takes none"

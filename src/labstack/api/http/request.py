@@ -1,4 +1,4 @@
-"""The request that Flask's lane handles: who serves it, what it is called, what its body holds."""
+"""The current Flask request: the service that answers it, its id, its body and its query."""
 
 import json
 import time
@@ -15,19 +15,19 @@ from labstack.api.service import Service
 
 
 def register(app: Flask) -> None:
-    """Name every request, and count every answer."""
+    """Give every request an id, and count every answer."""
     app.before_request(_begin)
     app.after_request(_end)
 
 
 def service() -> Service:
-    """The service of the application that handles this request."""
-    found: Service = current_app.extensions["labstack"]
-    return found
+    """Return the service of the application that handles this request."""
+    current: Service = current_app.extensions["labstack"]
+    return current
 
 
 def call() -> Call:
-    """The request as predictions know it; the recorder counts it then."""
+    """Return the request as predictions need it. The recorder counts such a request, and nothing else does."""
     g.recorded = True
     endpoint = request.url_rule.rule if request.url_rule else request.path
     key = sticky_key(request.headers.get("X-Canary-Key"), body())
@@ -35,50 +35,52 @@ def call() -> Call:
 
 
 def body() -> bytes:
-    """The request's body. Raises Problem for an encoded one."""
+    """Return the request's body. Raises Problem, 415, for a compressed one."""
     if request.content_encoding not in (None, "identity"):
         raise Problem(415, "content-encoding", f"The body is {request.content_encoding!r}-encoded; send it plain.")
     return request.get_data()
 
 
 def json_body() -> Any:
-    """The request's JSON. Raises Problem; NaN and Infinity, which are no JSON, yet common, are read as such."""
+    """Return the request's JSON value, as parse_json does. Raises Problem."""
     if not request.is_json:
-        sent = f"{request.mimetype!r}" if request.mimetype else "none"
-        raise Problem(415, "content-type", f"The content type is {sent}; send -H 'Content-Type: application/json'.")
+        content_type = repr(request.mimetype) if request.mimetype else "none"
+        raise Problem(
+            415, "content-type", f"The content type is {content_type}; send -H 'Content-Type: application/json'."
+        )
     return parse_json(body())
 
 
 def parse_json(text: bytes) -> Any:
-    """JSON with NaN and Infinity, so that the contract names the field that holds one. Raises Problem."""
+    """Return a JSON value; NaN and Infinity pass, so that the contract can name their field. Raises Problem."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        fault = error
+        first_error = error
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which no answer could name
+        json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which no answer could quote
         return value
     except (ValueError, RecursionError):
-        raise Problem(400, "json", f"The body is not JSON: {fault}.") from None
+        raise Problem(400, "json", f"The body is not JSON: {first_error}.") from None
 
 
-def model_asked() -> str:
-    """The model that the query asks about, by default the default model."""
+def query_model() -> str:
+    """Return the model that the query names, by default the default model."""
     return request.args.get("model") or service().settings.default_model_name
 
 
 def whole_number(text: str) -> int | None:
-    """The number that a text of at most 19 ASCII digits says; None for any other text."""
+    """Return the number of a text of at most 19 ASCII digits; None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
-def number_asked(name: str, default: int, least: int, most: int) -> int:
-    """A whole number of the query. Raises Problem."""
+def query_number(name: str, default: int, minimum: int, maximum: int) -> int:
+    """Return a parameter of the query, a whole number within limits. Raises Problem, 422."""
     text = request.args.get(name, str(default))
     number = whole_number(text)
-    if number is None or not least <= number <= most:
-        raise Problem(422, "query", f"{name} is {text[:50]!r}; a whole number from {least} to {most} is needed.")
+    if number is None or not minimum <= number <= maximum:
+        raise Problem(422, "query", f"{name} is {text[:50]!r}; a whole number from {minimum} to {maximum} is needed.")
     return number
 
 
@@ -89,13 +91,13 @@ def _begin() -> None:
 
 
 def _read_body() -> None:
-    """Read the body, which forms are parsed from too, before any route acts.
+    """Read the body, from which forms are parsed too, before any route acts.
 
-    Raises werkzeug's ClientDisconnected for one that does not come whole, and RequestEntityTooLarge.
+    Raises werkzeug's ClientDisconnected for an incomplete body, and RequestEntityTooLarge.
     """
     data = request.get_data()
     if request.content_length is None and len(data) == request.max_content_length:
-        raise RequestEntityTooLarge  # a chunked body is cut at the limit without a word
+        raise RequestEntityTooLarge  # werkzeug cuts a chunked body at the limit without an error
 
 
 def _end(response: Response) -> Response:

@@ -1,4 +1,4 @@
-"""What is served, and how well: for people, load balancers and operators."""
+"""The versions that are served, the health of the API, and its metrics: for people, load balancers and Prometheus."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,8 @@ from prometheus_client.metrics_core import Metric
 from werkzeug.wrappers import Response as AnyResponse
 
 from labstack.api import health, metrics
-from labstack.api.http.request import model_asked, service
+from labstack.api.http.operations import INFO, MODEL, MODELS, READY, TEXT, Operation
+from labstack.api.http.request import query_model, service
 from labstack.api.rollout import assessment
 from labstack.api.serving.lineup import Canary, Lineup, Role
 from labstack.settings import without_credentials
@@ -19,8 +20,9 @@ blueprint = Blueprint("info", __name__)
 
 
 @blueprint.get("/")
+@Operation(INFO)
 def welcome() -> dict[str, Any] | AnyResponse:
-    """The welcome, with where to go next; a browser is sent to the console."""
+    """A welcome with links to the other endpoints; a browser is redirected to the console."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return redirect("/console")
     return {
@@ -46,8 +48,9 @@ def welcome() -> dict[str, Any] | AnyResponse:
 
 
 @blueprint.get("/health")
+@Operation(INFO)
 def health_of_api() -> dict[str, Any]:
-    """Alive, what is loaded, and everything that does not work."""
+    """The status of the API, the versions that are loaded, and every error."""
     follower = service().follower
     status, faults = health.look(service())
     return {
@@ -63,21 +66,23 @@ def health_of_api() -> dict[str, Any]:
 
 
 @blueprint.get("/ready")
+@Operation(READY, query=MODEL)
 def ready() -> dict[str, Any]:
     """200 when the default model, or ?model=, can be served, else 404 or 503 with the reason.
 
-    Degraded is ready too, and says why.
+    A degraded API is ready too; its answer lists the errors.
     """
-    model = model_asked()
+    model = query_model()
     shown = {"status": "ready", "model": model, "version": service().lineup(model).production.served.version}
     faults = health.faults(service())
     return shown | {"status": "degraded", "errors": faults} if faults else shown
 
 
 @blueprint.get("/model-info")
+@Operation(MODELS, query=MODEL)
 def model_info() -> dict[str, Any]:
-    """What is served of the default model, or of the one named by ?model=: since when, from which run, how good."""
-    role = service().lineup(model_asked()).production
+    """The production version of the default model, or of ?model=: its fields, run, metrics, and start of serving."""
+    role = service().lineup(query_model()).production
     contract = role.served.contract
     return _shown(role) | {
         "task": contract.task,
@@ -89,27 +94,29 @@ def model_info() -> dict[str, Any]:
 
 
 @blueprint.get("/canary-status")
+@Operation(MODELS, query=MODEL)
 def canary_status() -> dict[str, Any]:
-    """Production and canary of the default model, or of ?model=, what was counted of each, and the canary's verdict.
+    """Production and canary of the default model, or of ?model=, with their counts and the verdict on the canary.
 
-    The counts are of this API's workers since it started; the verdict is by this step of the canary's trial, of all
-    that share our database. It is null where there is no canary.
+    The counts are those of this API's workers since it started. The verdict judges this step of the canary's trial in
+    all replicas that share the database; it is null where there is no canary.
     """
-    model = model_asked()
+    model = query_model()
     lineup = service().lineup(model)
-    among = metrics.collect()  # once, as it reads every worker's files
+    collected = metrics.collect()  # once, as it reads every worker's files
     return {
         "verdict": _verdict(lineup),
         "model": model,
-        "production": _shown(lineup.production) | _counted(lineup.production, among),
-        "canary": _shown(lineup.canary) | _counted(lineup.canary, among) if lineup.canary else None,
+        "production": _shown(lineup.production) | _counted(lineup.production, collected),
+        "canary": _shown(lineup.canary) | _counted(lineup.canary, collected) if lineup.canary else None,
         "error": service().follower.following.load_errors.get(model),
     }
 
 
 @blueprint.get("/metrics")
+@Operation(INFO, media_types=(TEXT,))
 def prometheus() -> Response:
-    """What all workers counted, in Prometheus' text form; without drift and canaries where our database is away."""
+    """The metrics of all workers, for Prometheus; without drift and canaries while the database is unreachable."""
     url = without_credentials(service().settings.mlflow_tracking_uri)
     registry = health.gauge(url, health.registry_answers(service()))
     return Response(metrics.text([registry, *service().gauges.latest()]), content_type=CONTENT_TYPE_LATEST)
@@ -119,10 +126,10 @@ def _verdict(lineup: Lineup) -> dict[str, Any] | None:
     if lineup.canary is None:
         return None
     try:
-        found = assessment.step(service().engine, service().settings, lineup)
+        step = assessment.step(service().engine, service().settings, lineup)
     except DatabaseError as error:
         return {"outcome": "inconclusive", "reason": str(error), "next_weight": None, "checks": []}
-    return found and assessment.shown_step(found)
+    return step and assessment.shown_step(step)
 
 
 def _shown(role: Role) -> dict[str, Any]:
@@ -141,11 +148,11 @@ def _shown(role: Role) -> dict[str, Any]:
     return shown
 
 
-def _counted(role: Role, among: Sequence[Metric]) -> dict[str, Any]:
-    """What this API's workers counted of a version in its role since the API started."""
+def _counted(role: Role, collected: Sequence[Metric]) -> dict[str, Any]:
+    """Return what this API's workers counted of a version in its role since the API started."""
     labels = {"model": role.served.model, "version": str(role.served.version)}
-    found = {
-        name: int(sum(metrics.total(counter, among, **labels, role=role.name).values()))
+    counts = {
+        name: int(sum(metrics.total(counter, collected, **labels, role=role.name).values()))
         for name, counter in (
             ("requests", metrics.predictions),
             ("rows", metrics.rows),
@@ -154,6 +161,6 @@ def _counted(role: Role, among: Sequence[Metric]) -> dict[str, Any]:
         )
     }
     if not isinstance(role, Canary):
-        return found
-    outcomes = metrics.total(metrics.shadowed, among, **labels)
-    return found | {"shadow": {name: int(outcomes.get((name,), 0)) for name in ("agreed", "differed", "failed")}}
+        return counts
+    outcomes = metrics.total(metrics.shadowed, collected, **labels)
+    return counts | {"shadow": {name: int(outcomes.get((name,), 0)) for name in ("agreed", "differed", "failed")}}

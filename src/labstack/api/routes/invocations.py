@@ -6,7 +6,8 @@ Of a table every form is read: `dataframe_split`, `dataframe_records`, `instance
 from flask import Blueprint, Response, request
 
 import labstack
-from labstack.api.http.request import body, call, json_body, model_asked, service
+from labstack.api.http.operations import INFO, MODEL, PREDICT, READY, TEXT, Operation
+from labstack.api.http.request import body, call, json_body, query_model, service
 from labstack.api.predicting import tables
 from labstack.api.predicting.prediction import dumps, run
 from labstack.model.contract import FieldMessages
@@ -15,22 +16,25 @@ blueprint = Blueprint("invocations", __name__)
 
 
 @blueprint.get("/ping")
+@Operation(READY, query=MODEL, media_types=(TEXT,))
 def ping() -> Response:
     """200 when the default model, or ?model=, can be served, else 404 or 503 with the reason."""
-    service().lineup(model_asked())
+    service().lineup(query_model())
     return Response("\n", content_type="text/plain")
 
 
 @blueprint.get("/version")
+@Operation(INFO, media_types=(TEXT,))
 def version() -> Response:
     """The version of Labstack."""
     return Response(labstack.__version__, content_type="text/plain")
 
 
 @blueprint.post("/invocations")
+@Operation(PREDICT, query=MODEL, body="invocations")
 def invocations() -> Response:
     """Predict with the default model, or with ?model=: a table in any of MLflow's forms, as JSON or CSV."""
-    lineup = service().lineup(model_asked())
+    lineup = service().lineup(query_model())
     contract = lineup.production.served.contract
     warnings: FieldMessages = []
     if request.mimetype == "text/csv":

@@ -1,6 +1,7 @@
-"""What the console shows of one model: gathered here, laid out by its template.
+"""The values that the console's template shows of one model.
 
-A part that cannot be had, as our database or the registry is away, is replaced by what is wrong; the others stay.
+A part that cannot be read, because the database or the registry is unreachable, is replaced by the error; the other
+parts stay.
 """
 
 import json
@@ -9,18 +10,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from labstack.api import health
 from labstack.api.recording.counter import PERIODS
 from labstack.api.rollout import assessment
 from labstack.api.rollout.assessment import Drifted
 from labstack.api.service import Service
+from labstack.api.serving.lineup import Lineup
 from labstack.api.serving.refusal import refusal
 from labstack.errors import LabError
 from labstack.monitoring import drift
 from labstack.monitoring.counts import Counts
 from labstack.monitoring.drift import VERDICTS
+from labstack.registry.client import Version
+from labstack.registry.eligibility import GATES_TAG
 from labstack.registry.roles import ROLES, Roles, read_roles
 from labstack.settings import without_credentials
 from labstack.store import audit, predictions
@@ -31,15 +35,13 @@ ENTRIES = 15
 VERSIONS = 10
 METRICS = 4
 CHARTS = 200
-NO_METRIC = re.compile("_low$|_high$|^cv_|^onnx_parity$")  # what runs say of a metric's interval, and of the search
-GATES_TAG = "labstack.gates"
+HIDDEN_METRIC = re.compile("_low$|_high$|^cv_|^onnx_parity$")  # bounds of intervals, and what the search measured
 
-T = TypeVar("T")
-Answered = dict[tuple[str, int], list[Counts]]  # by role and version, period by period
+Answered = dict[tuple[str, int], list[Counts]]  # by role and version, one for each period
 
 
 class Part(NamedTuple):
-    """A part of the page: what it shows, or why it cannot."""
+    """A part of the page: its value, or the error that stands in its place."""
 
     value: Any = None
     error: str = ""
@@ -54,23 +56,27 @@ class Traffic(NamedTuple):
     live: dict[str, Any]
 
 
+class Versions(NamedTuple):
+    """The roles of a model; rows of the table of versions; the number below which the next page begins, if any."""
+
+    roles: Roles
+    rows: list[dict[str, Any]]
+    older: int | None
+
+
 def page(service: Service, model: str, no_moves: str, versions_before: int) -> dict[str, Any]:
-    """What the template shows of a model.
+    """Return the values that the template shows of a model.
 
     `no_moves` is the reason why the caller is not an operator, empty for an operator. Versions without a role are those
     below `versions_before`.
     """
     follower, settings = service.follower, service.settings
     lineup = follower.lineups.get(model)
-    away = follower.following.registry_error  # not to be waited for, then
-    registered = Part(error=away) if away else _part(lambda: _versions(service, model, versions_before))
-    roles, versions, older = registered.value or (Roles(), [], None)
-    shown: dict[str, Any] = {
+    values = {
         "model": model,
         "models": sorted(set(follower.lineups) | follower.following.without_production | {model}),
         "lineup": lineup,
         **health.look(service)._asdict(),
-        "database_error": "",
         "now": datetime.now(UTC),
         "is_operator": not no_moves,
         "no_moves": no_moves,
@@ -82,61 +88,84 @@ def page(service: Service, model: str, no_moves: str, versions_before: int) -> d
         "prediction_log": settings.prediction_log,
         "refusal": "" if lineup else refusal(service.settings, service.follower, model).detail,
         "audit": _part(lambda: audit.history(service.engine, model, limit=ENTRIES)),
-        "versions": Part(versions, registered.error),
-        "metrics": _columns(versions),
-        "older": older,
-        "previous": Part(roles.previous, registered.error),
+        **_registered(service, model, versions_before),
     }
-    if lineup is not None:
-        found = _part(lambda: assessment.recent(service.engine, settings, model))
-        drifted = Part(assessment.drifts(settings, lineup, found.value)) if not found.error else found
-        now = time.time()
-        answered = {} if found.error else assessment.answered(settings, lineup, found.value, now)
-        shown |= {
-            "canary": _part(lambda: assessment.step(service.engine, settings, lineup)),
-            "traffic": found if found.error else _part(lambda: _traffic(service, model, answered)),
-            "traffic_chart": answered and _traffic_chart(answered, assessment.period_seconds(settings), now),
-            "drift": drifted,
-            "drift_verdict": "" if drifted.error else drifted.value[0].verdict,
-            "drift_charts": [] if drifted.error else _drift_charts(drifted.value[0]),
-            "recent": _part(lambda: [_row(one) for one in predictions.recent(service.engine, model, RECENT)]),
-        }
-    return shown
+    return values if lineup is None else values | _served(service, lineup)
 
 
 def consequence(move: str, model: str, roles: Roles, version: int | None) -> str:
-    """What a move will do, for people, before it is made. Raises LabError when there is nothing to do."""
-    now, canary, previous = roles.production, roles.canary, roles.previous
+    """Return what a move will do, as text for operators. Raises LabError when the roles do not allow it."""
+    production, canary, previous = roles.production, roles.canary, roles.previous
     match move:
         case "reload":
-            return "Every worker looks at the registry now and follows it. No role moves."
+            return "Every worker reads the roles from the registry now and follows them. No role moves."
         case "canary" if version == canary:
             return f"Version {version} stays the canary, and gets another share of the requests."
-        case "canary" if canary is None and version != now:
+        case "canary" if canary is None and version != production:
             return (
-                f"Version {version} becomes the canary beside production, version {now}. In a split it answers its "
-                "share of the requests; in shadow it answers none, and is compared."
+                f"Version {version} becomes the canary; production stays version {production}. In split mode the "
+                "canary answers its share of the requests; in shadow mode it answers none, and its predictions are "
+                "compared with production's."
             )
         case "accept" if canary is not None:
-            return f"Version {canary} becomes production and answers every request; version {now} becomes previous."
+            return (
+                f"Version {canary} becomes production and answers every request; version {production} becomes previous."
+            )
         case "reject" if canary is not None:
-            return f"Version {canary} is taken out; production, version {now}, answers every request again."
+            return f"Version {canary} is removed; production, version {production}, answers every request again."
         case "rollback" if previous is not None:
-            back = f"Version {previous} becomes production again and answers every request"
-            return f"{back}; version {now} becomes previous."
-    raise LabError(f"That cannot be done with {model!r} as its roles are now: look at the page again.")
+            return (
+                f"Version {previous} becomes production again and answers every request; "
+                f"version {production} becomes previous."
+            )
+    raise LabError(f"The roles of {model!r} do not allow this move now: go back to the console and look again.")
 
 
-def _part(gather: Callable[[], Any]) -> Part:
+def _part(read: Callable[[], Any]) -> Part:
     try:
-        return Part(gather())
+        return Part(read())
     except LabError as error:
         return Part(error=str(error))
 
 
+def _registered(service: Service, model: str, before: int) -> dict[str, Any]:
+    """Return what the registry says of a model; it is not asked while it is unreachable, as that would take long."""
+    error = service.follower.following.registry_error
+    part = Part(error=error) if error else _part(lambda: _versions(service, model, before))
+    versions: Versions = part.value or Versions(Roles(), [], None)
+    return {
+        "versions": Part(versions.rows, part.error),
+        "metrics": _metrics(versions.rows),
+        "older": versions.older,
+        "previous": Part(versions.roles.previous, part.error),
+    }
+
+
+def _served(service: Service, lineup: Lineup) -> dict[str, Any]:
+    """Return what the database says of a model that is served."""
+    settings, model, now = service.settings, lineup.production.served.model, time.time()
+    windows = _part(lambda: assessment.recent(service.engine, settings, model))
+    values: dict[str, Any] = {
+        "canary": _part(lambda: assessment.step(service.engine, settings, lineup)),
+        "recent": _part(lambda: [_prediction(row) for row in predictions.recent(service.engine, model, RECENT)]),
+    }
+    if windows.error:
+        return values | {"traffic": windows, "traffic_chart": None, "drift": windows, "drift_verdict": ""}
+    answered = assessment.answered(settings, lineup, windows.value, now)
+    drifted = assessment.drifts(settings, lineup, windows.value)
+    return values | {
+        "traffic": _part(lambda: _traffic(service, model, answered)),
+        "traffic_chart": _traffic_chart(answered, assessment.period_seconds(settings), now),
+        "drift": Part(drifted),
+        "drift_verdict": drifted[0].verdict,
+        "drift_charts": _drift_charts(drifted[0]),
+    }
+
+
 def _traffic(service: Service, model: str, answered: Answered) -> list[Traffic]:
-    """Each role's sum, where several versions held it, and each version's share. Raises DatabaseError."""
-    live = {version: predictions.live(service.engine, model, version).summary for version in {of for _, of in answered}}
+    """Return each role's sum, where several versions held it, and each version's part. Raises DatabaseError."""
+    numbers = {version for _, version in answered}
+    live = {number: predictions.live(service.engine, model, number).summary for number in numbers}
     rows = []
     for role, versions in _by_role(answered).items():
         sums = {version: assessment.total(periods) for version, periods in versions.items()}
@@ -147,103 +176,105 @@ def _traffic(service: Service, model: str, answered: Answered) -> list[Traffic]:
 
 
 def _by_role(answered: Answered) -> dict[str, dict[int, list[Counts]]]:
-    found: dict[str, dict[int, list[Counts]]] = {}
+    by_role: dict[str, dict[int, list[Counts]]] = {}
     for (role, version), periods in answered.items():
-        found.setdefault(role, {})[version] = periods
-    return found
+        by_role.setdefault(role, {})[version] = periods
+    return by_role
 
 
-def _versions(service: Service, model: str, before: int) -> tuple[Roles, list[dict[str, Any]], int | None]:
-    """The roles; the versions that have one, then the newest others before a number; and where older ones begin.
+def _versions(service: Service, model: str, before: int) -> Versions:
+    """Return the versions that have a role, then the newest others below a number.
 
-    Of each its roles, gates and run; the registry is asked for the runs of these versions alone.
+    The registry is asked for the runs of these versions alone.
     """
     roles = read_roles(service.client, model)
-    held = {number: name for name in reversed(ROLES) if (number := getattr(roles, name))}
-    every = service.client.versions(model)
-    first = sorted((one for one in every if one.number in held), key=lambda one: ROLES.index(held[one.number]))
-    others = [one for one in every if one.number not in held and one.number < before]
-    shown = []
-    for version in [*first, *others[:VERSIONS]]:
-        run = service.client.run_of(version)
-        judged_by = run.params.get("metric")  # which other trainings may mean otherwise
-        shown.append(
-            {
-                "number": version.number,
-                "roles": [name for name in ROLES if getattr(roles, name) == version.number],
-                "gates": version.tags.get(GATES_TAG, ""),
-                "created": version.created,
-                "run_id": version.run_id,
-                "experiment": run.experiment,
-                "judged_by": judged_by if judged_by in run.metrics else None,
-                "metrics": {name: value for name, value in run.metrics.items() if not NO_METRIC.search(name)},
-            }
-        )
-    return roles, shown, others[VERSIONS - 1].number if len(others) > VERSIONS else None
+    role_of = {number: name for name in reversed(ROLES) if (number := getattr(roles, name))}
+    versions = service.client.versions(model)
+    with_role = [version for version in versions if version.number in role_of]
+    with_role.sort(key=lambda version: ROLES.index(role_of[version.number]))
+    others = [version for version in versions if version.number not in role_of and version.number < before]
+    rows = [_version(service, roles, version) for version in [*with_role, *others[:VERSIONS]]]
+    return Versions(roles, rows, others[VERSIONS - 1].number if len(others) > VERSIONS else None)
 
 
-def _columns(versions: Sequence[dict[str, Any]]) -> list[str]:
-    """The metrics that a table of versions shows: those that some were judged by, then those that most have."""
-    judged = [one["judged_by"] for one in versions if one["judged_by"]]
-    common = Counter(sorted(name for one in versions for name in one["metrics"]))
+def _version(service: Service, roles: Roles, version: Version) -> dict[str, Any]:
+    """Return a row of the table of versions: roles, gates and run of one. Raises RegistryError."""
+    run = service.client.run_of(version)
+    judged_by = run.params.get("metric")  # a run of other code may use this parameter for something else
+    return {
+        "number": version.number,
+        "roles": [name for name in ROLES if getattr(roles, name) == version.number],
+        "gates": version.tags.get(GATES_TAG, ""),
+        "created": version.created,
+        "run_id": version.run_id,
+        "experiment": run.experiment,
+        "judged_by": judged_by if judged_by in run.metrics else None,
+        "metrics": {name: value for name, value in run.metrics.items() if not HIDDEN_METRIC.search(name)},
+    }
+
+
+def _metrics(versions: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the columns of the table of versions: the metrics that judged one of them, then the most common."""
+    judged = [version["judged_by"] for version in versions if version["judged_by"]]
+    common = Counter(sorted(name for version in versions for name in version["metrics"]))
     return list(dict.fromkeys([*judged, *(name for name, _ in common.most_common())]))[:METRICS]
 
 
-def _row(one: Prediction) -> dict[str, Any]:
-    outputs = json.loads(one.outputs)
+def _prediction(row: Prediction) -> dict[str, Any]:
+    outputs = json.loads(row.outputs)
     return {
-        "at": datetime.fromtimestamp(one.at, UTC),
-        "request_id": one.request_id,
-        "version": one.version,
-        "role": one.role,
-        "latency_ms": one.latency_ms,
+        "at": datetime.fromtimestamp(row.at, UTC),
+        "request_id": row.request_id,
+        "version": row.version,
+        "role": row.role,
+        "latency_ms": row.latency_ms,
         "rows": len(outputs),
-        "input": json.loads(one.inputs)[0] if one.inputs else None,
+        "input": json.loads(row.inputs)[0] if row.inputs else None,
         "output": outputs[0],
     }
 
 
-def _traffic_chart(answered: Answered, length: float, now: float) -> dict[str, Any]:
-    """Requests and latency by period, of each role, and how the requests are shared by the versions that held it."""
-    last = now // length * length
-    starts = [last - length * back for back in reversed(range(PERIODS))]
-    lengths = [length] * (PERIODS - 1) + [max(now - last, 1.0)]  # the last one lasts
+def _traffic_chart(answered: Answered, period_seconds: float, now: float) -> dict[str, Any]:
+    """Return, for each role and period, requests a second, latencies in ms, and the requests of each version."""
+    last = now // period_seconds * period_seconds
+    starts = [last - period_seconds * back for back in reversed(range(PERIODS))]
+    seconds = [period_seconds] * (PERIODS - 1) + [max(now - last, 1.0)]  # the last period is not over
     series = []
     for role, versions in _by_role(answered).items():
-        by_period = [assessment.total(held) for held in zip(*versions.values(), strict=True)]
+        periods = [assessment.total(counts) for counts in zip(*versions.values(), strict=True)]
         shares = [
-            [f"version {version}: {periods[place].requests:,}" for version, periods in versions.items()]
-            for place in range(PERIODS)
+            ", ".join(f"version {version}: {counts[number].requests:,}" for version, counts in versions.items())
+            for number in range(PERIODS)
         ]
         series.append(
             {
                 "role": role,
                 "name": f"{role} ({'version' if len(versions) == 1 else 'versions'} {', '.join(map(str, versions))})",
-                "requests": [counts.requests / long for counts, long in zip(by_period, lengths, strict=True)],
-                "shares": [", ".join(texts) for texts in shares],
-                "p50": [_milliseconds(counts, 0.5) for counts in by_period],
-                "p99": [_milliseconds(counts, 0.99) for counts in by_period],
+                "requests": [counts.requests / length for counts, length in zip(periods, seconds, strict=True)],
+                "shares": shares,
+                "p50": [_milliseconds(counts, 0.5) for counts in periods],
+                "p99": [_milliseconds(counts, 0.99) for counts in periods],
             }
         )
     return {"times": [datetime.fromtimestamp(start, UTC).isoformat() for start in starts], "series": series}
 
 
 def _milliseconds(counts: Counts, share: float) -> float | None:
-    found = counts.quantile(share)
-    return None if found is None else found * 1000
+    seconds = counts.quantile(share)
+    return None if seconds is None else seconds * 1000
 
 
-def _drift_charts(found: Drifted) -> list[dict[str, Any]]:
-    """Histograms of the predictions and of the features, the most drifted first."""
-    layout, counts = found.role.served.layout, found.counts
-    columns = [(found.predictions, layout.predictions, counts.outputs)] + [
-        (one, spread, layout.seen(counts, number))
-        for number, (one, spread) in enumerate(zip(found.features, layout.features, strict=True))
+def _drift_charts(drifted: Drifted) -> list[dict[str, Any]]:
+    """Return histograms of the predictions, then of the features, the most drifted first."""
+    layout, counts = drifted.role.served.layout, drifted.counts
+    features = [
+        (feature, reference, layout.seen(counts, number))
+        for number, (feature, reference) in enumerate(zip(drifted.features, layout.features, strict=True))
     ]
-    first, *others = columns
-    others.sort(key=lambda column: (-VERDICTS.index(column[0].verdict), -(column[0].psi or 0)))
+    features.sort(key=lambda column: (-VERDICTS.index(column[0].verdict), -(column[0].psi or 0)))
+    columns = [(drifted.predictions, layout.predictions, counts.outputs), *features]
     return [
-        {"drift": one, "histogram": vars(drift.histogram(spread, now))}
-        for one, spread, now in [first, *others][:CHARTS]
-        if spread.reference.sum()
+        {"drift": column, "histogram": vars(drift.histogram(reference, values))}
+        for column, reference, values in columns[:CHARTS]
+        if reference.reference.sum()
     ]

@@ -1,12 +1,12 @@
-"""What all our pages share: how they are rendered, and what a browser may do on them."""
+"""Rendering of pages, and the headers that limit what a browser does on them."""
 
 from typing import Any
 
 from flask import Response, render_template
 
-from labstack.api.routes.assets import address
+from labstack.api.web.assets import address
 
-# plotly adds style elements of its own: an empty one for rules that it inserts, and one of fixed text
+# plotly adds two style elements: an empty one, for rules that it inserts, and one with fixed text
 PLOTLY_STYLES = (
     "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='",
     "'sha256-V2sIX92Uh6ZaGSFTKMHghsB85b9toJtmazgG09AI2uk='",
@@ -18,12 +18,12 @@ POLICY = (
 
 
 def render(template: str, **values: Any) -> str:
-    """A page."""
+    """Return a page."""
     return render_template(template, address=address, **values)
 
 
 def guard(response: Response) -> Response:
-    """Have a browser run nothing but our own scripts on a page, and keep none of it."""
+    """Allow a browser to run only our own scripts on a page, and forbid it to store the page."""
     response.headers |= {
         "Content-Security-Policy": POLICY,
         "X-Content-Type-Options": "nosniff",

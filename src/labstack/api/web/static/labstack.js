@@ -3,12 +3,12 @@
 const REFRESH_SECONDS = 10;
 
 const color = (name) => {
-  const probe = document.createElement("span"); // light-dark() is resolved only where it is used
+  const probe = document.createElement("span"); // a browser resolves light-dark() only where it is used
   probe.className = `swatch ${name}`;
   document.body.append(probe);
-  const found = getComputedStyle(probe).backgroundColor;
+  const resolved = getComputedStyle(probe).backgroundColor;
   probe.remove();
-  return found;
+  return resolved;
 };
 
 function layout(more) {
@@ -30,25 +30,25 @@ function layout(more) {
 }
 
 function bars(element) {
-  const found = JSON.parse(element.querySelector("script").textContent);
-  const places = found.bars.map((_, place) => place);
-  const side = (name, values, paint) => ({ type: "bar", name, x: places, y: values, marker: { color: paint },
-    customdata: found.bars, hovertemplate: "%{customdata}: %{y:.1%}" });
-  const series = [side("training", found.reference, color("then")), side("now", found.now, color("now"))];
-  const numbers = found.bars.length > 8;
-  return [series, layout({ bargap: 0.15, bargroupgap: 0, margin: { t: 6, r: 6, b: numbers ? 8 : 24, l: 34 },
-    xaxis: { tickvals: numbers ? [] : places, ticktext: numbers ? [] : found.bars, tickangle: 0 }, yaxis: { tickformat: ".0%", nticks: 4 } })];
+  const histogram = JSON.parse(element.querySelector("script").textContent);
+  const positions = histogram.bars.map((_, position) => position);
+  const trace = (name, values, paint) => ({ type: "bar", name, x: positions, y: values, marker: { color: paint },
+    customdata: histogram.bars, hovertemplate: "%{customdata}: %{y:.1%}" });
+  const series = [trace("training", histogram.reference, color("then")), trace("now", histogram.now, color("now"))];
+  const many = histogram.bars.length > 8;
+  return [series, layout({ bargap: 0.15, bargroupgap: 0, margin: { t: 6, r: 6, b: many ? 8 : 24, l: 34 },
+    xaxis: { tickvals: many ? [] : positions, ticktext: many ? [] : histogram.bars, tickangle: 0 }, yaxis: { tickformat: ".0%", nticks: 4 } })];
 }
 
 function traffic(key) {
-  const found = JSON.parse(document.getElementById("traffic-data").textContent);
+  const data = JSON.parse(document.getElementById("traffic-data").textContent);
   const paints = [color("now"), getComputedStyle(document.querySelector("#traffic")).color];
-  const line = (name, values, paint, dash) => ({ type: "scatter", mode: "lines+markers", name, x: found.times, y: values,
+  const line = (name, values, paint, dash) => ({ type: "scatter", mode: "lines+markers", name, x: data.times, y: values,
     line: { color: paint, dash, width: 2 }, marker: { size: 4 }, connectgaps: false });
-  const series = found.series.flatMap((one, place) => key === "traffic"
-    ? [{ ...line(one.name, one.requests, paints[place], "solid"), customdata: one.shares, hovertemplate: "%{y:.3~g} (%{customdata})" }]
-    : [line(`${one.role}, half`, one.p50, paints[place], "solid"), line(`${one.role}, 99%`, one.p99, paints[place], "dot")]);
-  return [series, layout({ showlegend: found.series.length > 1, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, xaxis: { type: "date", nticks: 5 } })];
+  const series = data.series.flatMap((role, number) => key === "traffic"
+    ? [{ ...line(role.name, role.requests, paints[number], "solid"), customdata: role.shares, hovertemplate: "%{y:.3~g} (%{customdata})" }]
+    : [line(`${role.role}, p50`, role.p50, paints[number], "solid"), line(`${role.role}, p99`, role.p99, paints[number], "dot")]);
+  return [series, layout({ showlegend: data.series.length > 1, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, xaxis: { type: "date", nticks: 5 } })];
 }
 
 function plot(element) {
@@ -57,9 +57,9 @@ function plot(element) {
   window.Plotly.react(element, series, shape, { displayModeBar: false, responsive: true });
 }
 
-/* Charts are drawn when they are about to be seen: a model may have hundreds of features. */
+/* Charts are drawn shortly before they scroll into view, as a model may have hundreds of features. */
 const nearby = new IntersectionObserver((entries) => {
-  for (const entry of entries.filter((one) => one.isIntersecting)) {
+  for (const entry of entries.filter((candidate) => candidate.isIntersecting)) {
     nearby.unobserve(entry.target);
     plot(entry.target);
   }
@@ -70,8 +70,8 @@ function draw() {
   for (const element of document.querySelectorAll("[data-chart]")) nearby.observe(element);
 }
 
-/* The answer to a request, as people read it: of a prediction what was predicted, else what is wrong. */
-function told(status, body) {
+/* Return an answer as lines of text: the prediction, or what is wrong with the request. */
+function describe(status, body) {
   if (body && body.prediction) {
     const { prediction } = body;
     const lines = [`${prediction.class ?? prediction.value}`];
@@ -92,7 +92,7 @@ async function ask(address, options) {
     try {
       body = JSON.parse(text);
     } catch {
-      /* some answers are no JSON */
+      /* some answers are not JSON */
     }
     return { ok: answer.ok, status: answer.status, text, body };
   } catch {
@@ -100,13 +100,13 @@ async function ask(address, options) {
   }
 }
 
-function say(output, lines, ok) {
+function show(output, lines, ok) {
   output.replaceChildren();
   const note = document.createElement("div");
   note.className = ok ? "note good" : "note bad";
-  lines.forEach((line, place) => {
+  lines.forEach((line, number) => {
     const paragraph = document.createElement("p");
-    const strong = document.createElement(place ? "span" : "b");
+    const strong = document.createElement(number ? "span" : "b");
     strong.textContent = line;
     paragraph.append(strong);
     note.append(paragraph);
@@ -121,18 +121,18 @@ async function predict(form) {
     const missing = number ? field.value === "" : "missing" in field.selectedOptions[0].dataset;
     row[field.name] = missing ? null : number ? Number(field.value) : field.value;
   }
-  const found = await ask(form.getAttribute("data-try"), { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(row) });
-  say(form.querySelector("output"), told(found.status, found.body), found.ok);
+  const answer = await ask(form.getAttribute("data-try"), { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(row) });
+  show(form.querySelector("output"), describe(answer.status, answer.body), answer.ok);
 }
 
 async function send(form) {
   const body = form.elements.body?.value;
   const token = form.elements.token?.value;
   const headers = { ...(body ? { "Content-Type": "application/json" } : {}), ...(token ? { "X-Admin-Token": token } : {}) };
-  const found = await ask(form.elements.path.value, { method: form.getAttribute("data-method"), headers, body: body || undefined });
-  const shown = found.body ? JSON.stringify(found.body, null, 2) : found.text;
+  const answer = await ask(form.elements.path.value, { method: form.getAttribute("data-method"), headers, body: body || undefined });
+  const shown = answer.body ? JSON.stringify(answer.body, null, 2) : answer.text;
   const output = form.querySelector("output");
-  say(output, [found.status ? `Status ${found.status}` : "No answer"], found.ok);
+  show(output, [answer.status ? `Status ${answer.status}` : "No answer"], answer.ok);
   const text = document.createElement("pre");
   text.tabIndex = 0;
   text.textContent = shown.length > 20000 ? `${shown.slice(0, 20000)}\n…` : shown;
@@ -142,29 +142,29 @@ async function send(form) {
 const address = () => window.location.href.replace(/([?&])done=\w+&?/, "$1").replace(/#.*/, "");
 let busy = false;
 
-/* Put what changed since in its place; parts whose controls somebody is at are left alone, and the time says so. */
+/* Replace the parts that change. A part that is in use stays, and then the time at the foot of the page stays too. */
 async function refresh() {
   if (busy || document.hidden || !document.querySelector("[data-live]")) return;
   busy = true;
   try {
     const answer = await fetch(address());
     if (!answer.ok) throw new Error(answer.statusText);
-    put(await answer.text());
+    update(await answer.text());
   } catch {
-    document.querySelector("footer p").textContent = "The API cannot be asked; what is shown may be old.";
+    document.querySelector("footer p").textContent = "The API cannot be reached; this page may be out of date.";
   } finally {
     busy = false;
   }
 }
 
-function put(text) {
+function update(text) {
   const fresh = new DOMParser().parseFromString(text, "text/html");
   const names = (page) => [...page.querySelectorAll("[data-live]")].map((part) => part.dataset.live).join();
   if (names(fresh) !== names(document)) {
     const link = document.createElement("a");
     link.href = address();
     link.textContent = "Refresh";
-    document.querySelector("footer p").replaceChildren("What is served has changed since this page was made. ", link);
+    document.querySelector("footer p").replaceChildren("The served versions have changed since this page was loaded. ", link);
     return;
   }
   const held = document.activeElement.matches("a, button, summary") ? document.activeElement : null;
@@ -185,7 +185,7 @@ function put(text) {
 }
 
 function offerCopies() {
-  if (!navigator.clipboard) return; // which browsers have on this machine and over https alone
+  if (!navigator.clipboard) return; // browsers have it on localhost and over https only
   for (const text of document.querySelectorAll("pre.copy")) {
     const button = document.createElement("button");
     button.type = "button";
@@ -201,12 +201,12 @@ function offerCopies() {
 }
 
 document.addEventListener("submit", (event) => {
-  const form = event.target; // whose fields may have any names, so that its properties may be fields
+  const form = event.target; // a field's name may hide a property of the form, so attributes are read instead
   if (form.hasAttribute("data-try") || form.hasAttribute("data-method")) {
     event.preventDefault();
     (form.hasAttribute("data-try") ? predict : send)(form);
   } else {
-    window.setTimeout(() => form.querySelectorAll("button").forEach((button) => { button.disabled = true; })); // once
+    window.setTimeout(() => form.querySelectorAll("button").forEach((button) => { button.disabled = true; })); // sent only once
   }
 });
 document.addEventListener("DOMContentLoaded", () => {
