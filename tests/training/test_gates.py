@@ -12,11 +12,11 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from labstack.training import config, data, evaluate, gates, package
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
 from labstack.training.estimator import make_core
-from labstack.training.evaluate import Predicted, Scorer
+from labstack.training.evaluate import Predictions, Scorer
 from labstack.training.gates import Gate, Production
 from labstack.training.package import Package
+from labstack.training.table import TrainingTable
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def judged(
     tables: dict[str, Path], folder: Path, task: str = "regression", estimator: str = "", **asked: Any
-) -> tuple[Pipeline, Table, Package, Scorer]:
+) -> tuple[Pipeline, TrainingTable, Package, Scorer]:
     classifies = task == "classification"
     default = "sklearn.linear_model.LogisticRegression" if classifies else "sklearn.linear_model.LinearRegression"
     pipeline = Pipeline.model_validate(
@@ -138,21 +138,21 @@ def test_a_budget_of_time_can_be_exceeded(tables: dict[str, Path], tmp_path: Pat
     assert verdicts(tables, tmp_path, latency_ms=0.00001)["latency"].passed is False
 
 
-def production(table: Table, packed: Package, predicted: Predicted | None, **more: Any) -> Production:
+def production(table: TrainingTable, packed: Package, predicted: Predictions | None, **more: Any) -> Production:
     return Production(7, packed.contract, np.arange(len(table.test)), predicted, **more)
 
 
-def rival(table: Table, estimator: BaseEstimator) -> Predicted:
+def rival(table: TrainingTable, estimator: BaseEstimator) -> Predictions:
     estimator.fit(table.matrix[table.train], table.target[table.train])
     return evaluate.predict(estimator, table.matrix[table.test])
 
 
 def test_who_is_better_or_equal_passes_and_who_is_worse_does_not(tables: dict[str, Path], tmp_path: Path) -> None:
     pipeline, table, packed, scorer = judged(tables, tmp_path)
-    same = Predicted(packed.core.predict(table.matrix[table.test]))
-    worse = Predicted(same.outputs + 3)
-    better = Predicted(table.target[table.test] + 0.01)
-    rounded = Predicted(same.outputs * (1 + 1e-15))
+    same = Predictions(packed.core.predict(table.matrix[table.test]))
+    worse = Predictions(same.outputs + 3)
+    better = Predictions(table.target[table.test] + 0.01)
+    rounded = Predictions(same.outputs * (1 + 1e-15))
     cases = [(same, True, "equal to"), (rounded, True, "equal to")]
     cases += [(worse, True, "better than"), (better, False, "worse than")]
     for theirs, passed, said in cases:
@@ -165,7 +165,7 @@ def test_a_margin_lets_pass_who_is_surely_not_much_worse(tables: dict[str, Path]
     for margin, passed in ((0.0, False), (5.0, True)):
         pipeline, table, packed, scorer = judged(tables, tmp_path, margin=margin)
         target, mine = table.target[table.test], packed.core.predict(table.matrix[table.test])
-        theirs = Predicted(mine + (target - mine) / 10)
+        theirs = Predictions(mine + (target - mine) / 10)
         gate = gates.not_worse(pipeline, table, scorer, production(table, packed, theirs))
         assert gate.passed is passed
         assert ("within the margin" if passed else "beyond the margin") in gate.said
@@ -176,7 +176,7 @@ def test_what_cannot_be_compared_does_not_pass(tables: dict[str, Path], tmp_path
     gate = gates.not_worse(pipeline, table, scorer, production(table, packed, None, why="version 7 takes d too"))
     assert (gate.passed, gate.said) == (False, "version 7 takes d too, so the two cannot be compared")
     by_loss = pipeline.model_copy(update={"metric": "log_loss"})
-    labels = Predicted(np.full(len(table.test), "high"), ("high", "low"))
+    labels = Predictions(np.full(len(table.test), "high"), ("high", "low"))
     gate = gates.not_worse(by_loss, table, scorer, production(table, packed, labels))
     assert (gate.passed, "version 7 gives no log_loss" in gate.said) == (False, True)
 
@@ -207,7 +207,7 @@ def test_rows_that_production_cannot_take_are_left_out_of_the_comparison(
 ) -> None:
     pipeline, table, packed, scorer = judged(tables, tmp_path)
     some = np.arange(0, len(table.test), 3)
-    theirs = Predicted(packed.core.predict(table.matrix[table.test][some]) + 3)
+    theirs = Predictions(packed.core.predict(table.matrix[table.test][some]) + 3)
     gate = gates.not_worse(pipeline, table, scorer, Production(7, packed.contract, some, theirs))
     assert (gate.passed, "; on 50 of 150 rows, as version 7 takes no others" in gate.said) == (True, True)
     assert gate.figures["candidate"] == scorer("rmse", some)

@@ -11,10 +11,10 @@ from labstack.model import predictor, skops_file
 from labstack.model.contract import Contract, Plan
 from labstack.training import data, package
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
 from labstack.training.estimator import make_core
 from labstack.training.evaluate import predict
 from labstack.training.package import Package
+from labstack.training.table import TrainingTable
 
 
 def frame() -> pd.DataFrame:
@@ -33,7 +33,7 @@ def frame() -> pd.DataFrame:
     return made
 
 
-def packed(folder: Path, estimator: str, **preprocessing: str) -> tuple[Table, Package]:
+def packed(folder: Path, estimator: str, **preprocessing: str) -> tuple[TrainingTable, Package]:
     frame().to_csv(folder / "table.csv", index=False)
     pipeline = Pipeline.model_validate(
         {

@@ -15,8 +15,8 @@ import pytest
 from labstack.training import data
 from labstack.training import search as module
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
-from labstack.training.search import Found, SearchError, Trial, search
+from labstack.training.search import SearchError, SearchResult, Trial, search
+from labstack.training.table import TrainingTable
 from tests.conftest import environment
 
 FOREST = {"estimator": "sklearn.ensemble.RandomForestClassifier", "params": {"n_estimators": 5, "random_state": 0}}
@@ -36,7 +36,7 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "table.csv"
 
 
-def asked(table: Path, *candidates: dict[str, Any], **changes: Any) -> tuple[Pipeline, Table]:
+def asked(table: Path, *candidates: dict[str, Any], **changes: Any) -> tuple[Pipeline, TrainingTable]:
     pipeline = Pipeline.model_validate(
         {
             "model": "mine",
@@ -50,7 +50,7 @@ def asked(table: Path, *candidates: dict[str, Any], **changes: Any) -> tuple[Pip
     return pipeline, data.load(None, pipeline)  # type: ignore[arg-type]  # no dataset of a store is read
 
 
-def run(table: Path, url: str, *candidates: dict[str, Any], **changes: Any) -> tuple[Found, list[Trial]]:
+def run(table: Path, url: str, *candidates: dict[str, Any], **changes: Any) -> tuple[SearchResult, list[Trial]]:
     trials: list[Trial] = []
     pipeline, rows = asked(table, *candidates, **changes)
     return search(pipeline, rows, url, "mine", lambda trial, *_: trials.append(trial)), trials

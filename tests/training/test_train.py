@@ -16,15 +16,14 @@ from labstack.errors import LabError
 from labstack.model import skops_file
 from labstack.model.contract import Contract
 from labstack.registry import moves
-from labstack.registry.eligibility import GATES_TAG
-from labstack.registry.roles import Roles, read_all_roles, read_roles
+from labstack.registry.roles import GATES_TAG, Roles, read_all_roles, read_roles
 from labstack.store import datasets
 from labstack.store.audit import Entry, role_moves
 from labstack.training import card, config, data, gates, progress, train
 from labstack.training.gates import Gate
+from labstack.training.outcome import Outcome
 from labstack.training.promotion import TrainingError
 from labstack.training.tracking import experiment
-from labstack.training.train import Outcome
 from tests.conftest import Lab, Relay
 
 WORSE = {"params": {"alpha": 10_000.0}}

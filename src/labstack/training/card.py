@@ -7,18 +7,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
 from labstack.training.gates import Gate
 from labstack.training.package import Package
-from labstack.training.search import Found
+from labstack.training.search import SearchResult
+from labstack.training.table import TrainingTable
 
 SHOWN = 20
 
 
 def write(
     pipeline: Pipeline,
-    table: Table,
-    found: Found,
+    table: TrainingTable,
+    found: SearchResult,
     package: Package,
     measured: dict[str, float],
     intervals: dict[str, tuple[float, float]],
@@ -67,7 +67,7 @@ def _features(package: Package) -> Iterable[tuple[str, ...]]:
         yield feature.name, "category" if feature.categories else "number", seen, "yes" if feature.missing else "no"
 
 
-def _search(pipeline: Pipeline, found: Found) -> str:
+def _search(pipeline: Pipeline, found: SearchResult) -> str:
     if found.score is None:
         return "There was one candidate, and nothing to search.\n"
     names = ", ".join(candidate.name for candidate in pipeline.candidates)
@@ -83,7 +83,7 @@ def _metrics(measured: dict[str, float], intervals: dict[str, tuple[float, float
         yield name, f"{value:.4f}", f"{low:.4f} to {high:.4f}"
 
 
-def _limits(pipeline: Pipeline, table: Table, package: Package) -> Iterable[str]:
+def _limits(pipeline: Pipeline, table: TrainingTable, package: Package) -> Iterable[str]:
     yield from table.warnings
     yield "Values beyond the ranges above are predicted with a warning, and were never learnt from"
     if any(column.categories for column in table.columns):

@@ -76,20 +76,20 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 )
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A part of the file: what it does not know, it refuses."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class Sql(Part):
+class Sql(Section):
     """Rows of any database that SQLAlchemy reaches; `$NAME` in the URL stands for a variable of the environment."""
 
     url: str
     query: str
 
 
-class Data(Part):
+class Data(Section):
     """Where rows come from, which column is the target, and which are features; by default all others."""
 
     dataset: str | None = None
@@ -123,8 +123,13 @@ class Data(Part):
             return "an SQL query"
         return f"dataset {self.dataset!r}" if self.dataset is not None else str(self.csv or self.parquet)
 
+    @property
+    def title(self) -> str:
+        """The source, as the start of a sentence; a path stays as it is."""
+        return str(self) if self.csv or self.parquet else str(self)[0].upper() + str(self)[1:]
 
-class Split(Part):
+
+class Split(Section):
     """The part of the rows that is held out for evaluation, and how it is drawn.
 
     `stratified` keeps the classes' shares, and is what a classification does by default; `time` holds out the latest
@@ -143,7 +148,7 @@ class Split(Part):
         return self
 
 
-class Preprocessing(Part):
+class Preprocessing(Section):
     """What is done to features before they are learnt from; what is not needed is left out."""
 
     impute: Literal["median", "mean", "most_frequent", "none"] = "median"
@@ -151,7 +156,7 @@ class Preprocessing(Part):
     encode: Literal["one_hot", "ordinal"] = "one_hot"
 
 
-class Range(Part):
+class Range(Section):
     """Numbers from low to high, both included; whole ones where both are."""
 
     low: int | float = Field(allow_inf_nan=False)
@@ -174,7 +179,7 @@ Choices = Annotated[
 ]
 
 
-class Candidate(Part):
+class Candidate(Section):
     """An estimator of scikit-learn by its import path, with fixed parameters and others that are searched."""
 
     estimator: str
@@ -220,7 +225,7 @@ class Candidate(Part):
             raise ValueError(f"params: {error}") from error
 
 
-class Search(Part):
+class Search(Section):
     """How long the best candidate and parameters are searched, by cross-validation on the training rows."""
 
     trials: int = Field(20, ge=1, le=100_000)
@@ -230,7 +235,7 @@ class Search(Part):
     processes: int = Field(1, ge=1, le=64)
 
 
-class Expectation(Part):
+class Expectation(Section):
     """What must become of predictions when one feature of the held-out rows changes and all else stays.
 
     `raise` adds `by`, a tenth of the feature's range by default; `swap` puts each other category in. Of a
@@ -263,7 +268,7 @@ class Expectation(Part):
         return f"{verb}, {of} must {self.must}"
 
 
-class Slice(Part):
+class Slice(Section):
     """A floor, or for metrics of which less is better a ceiling, for each group of rows with one value of a column."""
 
     column: str
@@ -272,7 +277,7 @@ class Slice(Part):
     min_rows: int = Field(20, ge=1)
 
 
-class Gates(Part):
+class Gates(Section):
     """What a candidate must pass before it may become production."""
 
     thresholds: dict[str, float] = {}
@@ -284,7 +289,7 @@ class Gates(Part):
     allow_schema_change: bool = False
 
 
-class Pipeline(Part):
+class Pipeline(Section):
     """How a model is made."""
 
     model: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
@@ -335,8 +340,13 @@ class Pipeline(Part):
         return METRICS[self.task][self.metric]
 
     @property
+    def needs_search(self) -> bool:
+        """True when there is more than one candidate, or a parameter to choose."""
+        return len(self.candidates) > 1 or any(candidate.search for candidate in self.candidates)
+
+    @property
     def split_by(self) -> str:
-        """How the rows are split, said or not."""
+        """The way the rows are split, with the task's default."""
         return self.split.by or ("stratified" if self.task == "classification" else "random")
 
 

@@ -10,7 +10,8 @@ from sqlalchemy import Engine
 
 from labstack.store import datasets
 from labstack.store.datasets import Rows
-from labstack.training.data import MAX_CATEGORIES, DataError
+from labstack.training.checks import MAX_CATEGORIES
+from labstack.training.table import DataError
 
 CLASSES = 20  # numbers of at most so many different values are taken for classes
 

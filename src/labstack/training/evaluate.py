@@ -4,30 +4,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.stats import rankdata
-from sklearn import metrics
 from sklearn.base import clone
-from sklearn.calibration import CalibrationDisplay
 from sklearn.inspection import permutation_importance
 
 from labstack.model.contract import Matrix
 from labstack.training.config import METRICS, OF_PROBABILITIES, Pipeline
-from labstack.training.data import Indices, Table
-
-matplotlib.rcParams["text.parse_math"] = False  # a column's name may hold a $
+from labstack.training.table import Indices, TrainingTable
 
 RESAMPLES = 200
 LEVEL = 0.95
 RANKED_ROWS = 20_000  # at most, for what sorts them in each resample
-SHOWN_CLASSES = 10
 LEARNT_ROWS = 20_000  # at most, for the learning curve
 PERMUTED_ROWS = 2_000  # at most, for the importances
 
@@ -35,7 +25,7 @@ Target = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predictions:
     """Labels or numbers of rows; probabilities of shape (rows, classes) where the estimator gives them."""
 
     outputs: Target
@@ -43,11 +33,11 @@ class Predicted:
     probabilities: Matrix | None = None
 
 
-def predict(estimator: Any, rows: Any) -> Predicted:
+def predict(estimator: Any, rows: Any) -> Predictions:
     """What a fitted estimator predicts of rows, in whatever form it was fitted on."""
     classes = tuple(map(str, getattr(estimator, "classes_", ())))
     gives = classes and hasattr(estimator, "predict_proba")
-    return Predicted(estimator.predict(rows), classes, estimator.predict_proba(rows) if gives else None)
+    return Predictions(estimator.predict(rows), classes, estimator.predict_proba(rows) if gives else None)
 
 
 def score(pipeline: Pipeline, estimator: Any, matrix: Matrix, target: Target) -> float:
@@ -55,13 +45,13 @@ def score(pipeline: Pipeline, estimator: Any, matrix: Matrix, target: Target) ->
     classes = tuple(map(str, getattr(estimator, "classes_", ())))
     if pipeline.metric in OF_PROBABILITIES:
         probabilities = estimator.predict_proba(matrix)
-        predicted = Predicted(np.asarray(classes)[probabilities.argmax(axis=1)], classes, probabilities)
+        predicted = Predictions(np.asarray(classes)[probabilities.argmax(axis=1)], classes, probabilities)
     else:
-        predicted = Predicted(estimator.predict(matrix), classes)
+        predicted = Predictions(estimator.predict(matrix), classes)
     return Scorer(pipeline.task, target, predicted)(pipeline.metric)
 
 
-def agree(one: Predicted, other: Predicted | None) -> bool:
+def agree(one: Predictions, other: Predictions | None) -> bool:
     """Whether two versions predict the same of the same rows, but for rounding."""
     if other is None or one.classes != other.classes or len(one.outputs) != len(other.outputs):
         return False
@@ -82,7 +72,7 @@ class Scorer:
     classes is the mean of each against the rest; `log_loss` is in nats.
     """
 
-    def __init__(self, task: str, target: Target, predicted: Predicted) -> None:
+    def __init__(self, task: str, target: Target, predicted: Predictions) -> None:
         self.rows = len(target)
         self._regresses = task == "regression"
         if self._regresses:
@@ -169,7 +159,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def groups_of(pipeline: Pipeline, table: Table) -> npt.NDArray[Any] | None:
+def groups_of(pipeline: Pipeline, table: TrainingTable) -> npt.NDArray[Any] | None:
     """The group of each held-out row, as a number; None where rows stand for themselves."""
     if pipeline.split_by != "group":
         return None
@@ -185,7 +175,7 @@ def intervals(scorer: Scorer, seed: int, groups: npt.NDArray[Any] | None = None)
     return {name: interval(values) for name, values in found.items()}
 
 
-def importances(pipeline: Pipeline, core: Any, table: Table) -> dict[str, tuple[float, float]]:
+def importances(pipeline: Pipeline, core: Any, table: TrainingTable) -> dict[str, tuple[float, float]]:
     """By how much the metric gets worse when a feature's values are shuffled: the mean and spread of five times."""
     rows = table.test[:PERMUTED_ROWS]
 
@@ -203,7 +193,7 @@ def importances(pipeline: Pipeline, core: Any, table: Table) -> dict[str, tuple[
     }
 
 
-def learning_curve(pipeline: Pipeline, core: Any, table: Table) -> list[tuple[int, float, float]]:
+def learning_curve(pipeline: Pipeline, core: Any, table: TrainingTable) -> list[tuple[int, float, float]]:
     """The metric after learning from ever more rows: (rows, of the rows learnt from, of those held out)."""
     random = np.random.default_rng(pipeline.split.seed)
     order = table.train if pipeline.split_by == "time" else random.permutation(table.train)
@@ -218,109 +208,3 @@ def learning_curve(pipeline: Pipeline, core: Any, table: Table) -> list[tuple[in
             continue
         found.append((len(rows), scores[0], scores[1]))
     return found
-
-
-def plots(
-    pipeline: Pipeline,
-    target: Target,
-    predicted: Predicted,
-    importance: dict[str, tuple[float, float]],
-    curve: list[tuple[int, float, float]],
-) -> dict[str, Figure]:
-    """Figures by file name, of the held-out rows."""
-    found = {}
-    if pipeline.task == "classification":
-        found["confusion_matrix.png"] = _confusion(target, predicted)
-        if predicted.probabilities is not None:
-            curves = list(_curves(target, predicted.classes, predicted.probabilities))
-            found["roc_and_precision_recall.png"] = _ranking(curves)
-            found["calibration.png"] = _calibration(curves)
-    else:
-        found["predictions.png"] = _predictions(target, predicted)
-    found["importance.png"] = _importance(pipeline.metric, importance)
-    found["learning_curve.png"] = _learning(pipeline.metric, curve)
-    for figure in found.values():
-        figure.suptitle(f"{pipeline.model}, held-out rows")
-    return found
-
-
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
-
-
-def _confusion(target: Target, predicted: Predicted) -> Figure:
-    labels = np.unique(np.concatenate([target, predicted.outputs]).astype(str))
-    size = min(4 + 0.4 * len(labels), 20)
-    figure, axes = _figure(size + 1, size)
-    metrics.ConfusionMatrixDisplay.from_predictions(
-        target.astype(str),
-        predicted.outputs.astype(str),
-        ax=axes,
-        cmap="Blues",
-        colorbar=False,
-        xticks_rotation="vertical" if len(labels) > 4 else "horizontal",
-        include_values=len(labels) <= 20,
-    )
-    return figure
-
-
-Curve = tuple[str, npt.NDArray[np.bool_], Matrix]
-
-
-def _curves(target: Target, classes: tuple[str, ...], probabilities: Matrix) -> Iterator[Curve]:
-    """Each class that is worth a curve, whether each row is of it, and its probabilities; of two the second."""
-    for place in [1] if len(classes) == 2 else range(min(len(classes), SHOWN_CLASSES)):
-        is_one = target.astype(str) == classes[place]
-        if is_one.any() and not is_one.all():
-            yield classes[place], is_one, probabilities[:, place]
-
-
-def _ranking(curves: list[Curve]) -> Figure:
-    figure, (left, right) = _figure(11, 5, 2)
-    for name, is_one, probabilities in curves:
-        metrics.RocCurveDisplay.from_predictions(is_one, probabilities, name=name, ax=left)
-        metrics.PrecisionRecallDisplay.from_predictions(is_one, probabilities, name=name, ax=right)
-    left.plot([0, 1], [0, 1], "--", color="gray", linewidth=1)
-    left.set(title="ROC", xlabel="False positive rate", ylabel="True positive rate")
-    right.set(title="Precision and recall", xlabel="Recall", ylabel="Precision")
-    return figure
-
-
-def _calibration(curves: list[Curve]) -> Figure:
-    figure, axes = _figure(6, 5)
-    for name, is_one, probabilities in curves:
-        CalibrationDisplay.from_predictions(is_one, probabilities, n_bins=10, strategy="quantile", name=name, ax=axes)
-    axes.set(
-        title="Calibration", xlabel="Predicted probability, mean of a tenth of the rows", ylabel="Share of the class"
-    )
-    return figure
-
-
-def _predictions(target: Target, predicted: Predicted) -> Figure:
-    figure, (left, middle, right) = _figure(15, 5, 3)
-    for axes, kind in ((left, "actual_vs_predicted"), (middle, "residual_vs_predicted")):
-        metrics.PredictionErrorDisplay.from_predictions(
-            target, predicted.outputs, kind=kind, ax=axes, subsample=1000, random_state=0
-        )
-    right.hist(target - predicted.outputs, bins=30)
-    right.set(title="Residuals", xlabel="Actual less predicted", ylabel="Rows")
-    return figure
-
-
-def _importance(metric: str, importance: dict[str, tuple[float, float]]) -> Figure:
-    names = list(importance)[:30][::-1]
-    figure, axes = _figure(7, max(2.5, 1 + 0.3 * len(names)))
-    means, spreads = zip(*(importance[name] for name in names), strict=True)
-    axes.barh(names, means, xerr=spreads)
-    axes.set(title="Importance of the features", xlabel=f"How much worse {metric} gets when the feature is shuffled")
-    return figure
-
-
-def _learning(metric: str, curve: list[tuple[int, float, float]]) -> Figure:
-    figure, axes = _figure(6, 5)
-    for place, name in ((1, "rows learnt from"), (2, "held-out rows")):
-        axes.plot([point[0] for point in curve], [point[place] for point in curve], "o-", label=name)
-    axes.set(title="Learning curve", xlabel="Rows learnt from", ylabel=metric)
-    axes.legend()
-    return figure

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from labstack.model.contract import Contract, Matrix
 from labstack.training.config import METRICS, Expectation, Pipeline, Slice
-from labstack.training.data import Indices, Table
-from labstack.training.evaluate import Predicted, Scorer, groups_of, interval, predict, resamples
+from labstack.training.evaluate import Predictions, Scorer, groups_of, interval, predict, resamples
 from labstack.training.onnx_export import TOLERANCE, runner
 from labstack.training.package import Package
-from labstack.training.search import Found
+from labstack.training.search import SearchResult
+from labstack.training.table import Indices, TrainingTable
 
 LATENCY_RUNS = 50
 EXPECTED_ROWS = 5_000  # at most, that expectations are tried on
@@ -43,18 +43,18 @@ class Production:
     number: int
     contract: Contract
     rows: Indices
-    predicted: Predicted | None
+    predicted: Predictions | None
     why: str = ""
     doubt: str = ""
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedCandidate:
     """A candidate that was evaluated, with all that people look at."""
 
-    found: Found
+    found: SearchResult
     package: Package
-    predicted: Predicted
+    predicted: Predictions
     scorer: Scorer
     production: "Production | None"
     metrics: dict[str, float]
@@ -67,7 +67,7 @@ class Judged:
 
 
 def judge(
-    pipeline: Pipeline, table: Table, package: Package, scorer: Scorer, production: Production | None
+    pipeline: Pipeline, table: TrainingTable, package: Package, scorer: Scorer, production: Production | None
 ) -> list[Gate]:
     """The verdict of every gate on a candidate, whose predictions of the held-out rows the scorer holds."""
     found = [*_thresholds(pipeline, scorer), *_slices(pipeline, table, scorer)]
@@ -82,12 +82,14 @@ def judge(
     ]
 
 
-def beside(pipeline: Pipeline, table: Table, package: Package, scorer: Scorer, production: Production) -> list[Gate]:
+def beside(
+    pipeline: Pipeline, table: TrainingTable, package: Package, scorer: Scorer, production: Production
+) -> list[Gate]:
     """The verdicts that depend on what is in production."""
     return [_schema(pipeline, package.contract, production), not_worse(pipeline, table, scorer, production)]
 
 
-def not_worse(pipeline: Pipeline, table: Table, scorer: Scorer, production: Production) -> Gate:
+def not_worse(pipeline: Pipeline, table: TrainingTable, scorer: Scorer, production: Production) -> Gate:
     """Whether the candidate's metric is at least production's on the same rows, or surely within the margin.
 
     The paired bootstrap draws the same rows for both; `surely` is the lower end of its interval at 0.95.
@@ -135,12 +137,12 @@ def _holds(task: str, metric: str, value: float, limit: float) -> tuple[bool, st
     return passed, ("≥" if passed else "<") if more_is_better else ("≤" if passed else ">")
 
 
-def _slices(pipeline: Pipeline, table: Table, scorer: Scorer) -> Iterator[Gate]:
+def _slices(pipeline: Pipeline, table: TrainingTable, scorer: Scorer) -> Iterator[Gate]:
     for one in pipeline.gates.slices:
         yield _slice(pipeline, table, scorer, one)
 
 
-def _slice(pipeline: Pipeline, table: Table, scorer: Scorer, one: Slice) -> Gate:
+def _slice(pipeline: Pipeline, table: TrainingTable, scorer: Scorer, one: Slice) -> Gate:
     """The metric of every group of held-out rows that is large enough."""
     metric, name = one.metric or pipeline.metric, f"slice {one.column}"
     if metric not in scorer.names:
@@ -168,7 +170,7 @@ def _slice(pipeline: Pipeline, table: Table, scorer: Scorer, one: Slice) -> Gate
     return Gate(name, True, said, figures)
 
 
-def _expectation(one: Expectation, table: Table, core: Any) -> Gate:
+def _expectation(one: Expectation, table: TrainingTable, core: Any) -> Gate:
     """Whether predictions go where they should when one feature changes, and all else stays."""
     place = next(place for place, column in enumerate(table.columns) if column.name == one.feature)
     column = table.columns[place]
@@ -212,7 +214,7 @@ def _wrong(one: Expectation, first: npt.NDArray[Any], then: npt.NDArray[Any]) ->
     return np.asarray(np.abs(moved) > one.tolerance + 1e-12)
 
 
-def _value(one: Expectation, predicted: Predicted) -> npt.NDArray[Any]:
+def _value(one: Expectation, predicted: Predictions) -> npt.NDArray[Any]:
     """What of a prediction is looked at: the number, the class's probability or, where none is named, the label."""
     if one.class_ is not None and predicted.probabilities is not None:
         return predicted.probabilities[:, predicted.classes.index(one.class_)]
@@ -229,7 +231,7 @@ def _parity(pipeline: Pipeline, package: Package) -> Gate:
     return Gate("parity", pipeline.gates.onnx == "preferred", said)
 
 
-def _latency(pipeline: Pipeline, table: Table, package: Package) -> Gate:
+def _latency(pipeline: Pipeline, table: TrainingTable, package: Package) -> Gate:
     """The median time of predicting one row, by what will serve it."""
     run = _runner(package)
     row = table.matrix[table.test[:1]]

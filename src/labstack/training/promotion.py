@@ -23,8 +23,8 @@ from labstack.registry.roles import living_production
 from labstack.settings import Settings
 from labstack.training import evaluate
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
 from labstack.training.gates import Production
+from labstack.training.table import TrainingTable
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ def require_same_question(pipeline: Pipeline, client: MlflowRest, settings: Sett
             )
 
 
-def production(pipeline: Pipeline, client: MlflowRest, table: Table, settings: Settings) -> Production | None:
+def production(pipeline: Pipeline, client: MlflowRest, table: TrainingTable, settings: Settings) -> Production | None:
     """Today's production and what it predicts of the held-out rows; None when there is none. Raises TrainingError."""
     with _incumbent(client, pipeline.model, settings) as incumbent:
         if incumbent is None:
@@ -84,7 +84,7 @@ def production(pipeline: Pipeline, client: MlflowRest, table: Table, settings: S
         return Production(number, incumbent.contract, taken, predicted, doubt=doubt)
 
 
-def split_params(pipeline: Pipeline, table: Table) -> dict[str, str]:
+def split_params(pipeline: Pipeline, table: TrainingTable) -> dict[str, str]:
     """What decides which rows are held out, as parameters of a run."""
     return {
         "data": str(pipeline.data),
@@ -95,7 +95,7 @@ def split_params(pipeline: Pipeline, table: Table) -> dict[str, str]:
     }
 
 
-def _held_back(pipeline: Pipeline, client: MlflowRest, incumbent: Incumbent, table: Table) -> bool:
+def _held_back(pipeline: Pipeline, client: MlflowRest, incumbent: Incumbent, table: TrainingTable) -> bool:
     """Whether production was held back from the rows that it is judged on now."""
     return split_params(pipeline, table).items() <= client.run_of(incumbent.record).params.items()
 

@@ -28,9 +28,9 @@ from labstack.model.contract import Matrix
 from labstack.store.database import write_ahead
 from labstack.training import data
 from labstack.training.config import Candidate, Pipeline, Range
-from labstack.training.data import Column, Indices, Table
 from labstack.training.estimator import make_core
 from labstack.training.evaluate import Target, score
+from labstack.training.table import FeatureColumn, Indices, TrainingTable
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -57,7 +57,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best candidate with its parameters, its score by cross-validation, and how many trials there were."""
 
     candidate: Candidate
@@ -66,19 +66,16 @@ class Found:
     trials: int
 
 
-def needs_search(pipeline: Pipeline) -> bool:
-    """Whether there is anything to choose between."""
-    return len(pipeline.candidates) > 1 or any(candidate.search for candidate in pipeline.candidates)
-
-
-def search(pipeline: Pipeline, table: Table, url: str, name: str, watch: Callable[[Trial, int, int], None]) -> Found:
+def search(
+    pipeline: Pipeline, table: TrainingTable, url: str, name: str, watch: Callable[[Trial, int, int], None]
+) -> SearchResult:
     """The best of the pipeline's trials, which are run until there are as many as it says, or its time is over.
 
     `watch` is called with each trial that ended here, how many ended so far and how many there will be. `name` names
     the search: others of that name, at once or before, count. Raises SearchError, and DataError for too few rows.
     """
-    if not needs_search(pipeline):
-        return Found(pipeline.candidates[0], {}, None, 0)
+    if not pipeline.needs_search:
+        return SearchResult(pipeline.candidates[0], {}, None, 0)
     folds = data.folds(pipeline, table)
     total = _total(pipeline)
     try:
@@ -130,14 +127,14 @@ def _watch(
             watch(_shown(pipeline, trials[number]), min(ended, total), total)
 
 
-def _best(pipeline: Pipeline, study: optuna.Study) -> Found:
+def _best(pipeline: Pipeline, study: optuna.Study) -> SearchResult:
     ended = study.get_trials(deepcopy=False, states=FINISHED)
     try:
         best = study.best_trial
     except ValueError:
         reason = next((error for trial in ended if (error := trial.user_attrs.get("error"))), "the time was too short")
         raise SearchError(f"No trial of {len(ended)} came to its end: {reason}") from None
-    return Found(*_choice(pipeline, best), best.value, len(ended))
+    return SearchResult(*_choice(pipeline, best), best.value, len(ended))
 
 
 def _create(pipeline: Pipeline, url: str, name: str) -> optuna.Study:
@@ -189,7 +186,7 @@ def _storage(url: str) -> RDBStorage:
 
 def _trial(
     pipeline: Pipeline,
-    columns: Sequence[Column],
+    columns: Sequence[FeatureColumn],
     matrix: Matrix,
     target: Target,
     folds: list[tuple[Indices, Indices]],
@@ -225,7 +222,7 @@ def _ask(study: optuna.Study) -> optuna.Trial:
 
 def _cross_validate(
     pipeline: Pipeline,
-    columns: Sequence[Column],
+    columns: Sequence[FeatureColumn],
     matrix: Matrix,
     target: Target,
     folds: list[tuple[Indices, Indices]],

@@ -1,16 +1,12 @@
 """What a training leaves in MLflow: its run, the runs of its trials, the logged model and the registered version."""
 
-import hashlib
 import importlib.metadata
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from pathlib import Path
 
 import mlflow
 import requests
@@ -23,12 +19,12 @@ from mlflow.models import infer_signature
 from labstack.model.contract import FILE_NAME, ONNX_FILE_NAME
 from labstack.registry.client import MlflowRest, RegistryError, RegistryFailedError, RegistryUnreachableError
 from labstack.settings import ROOT
-from labstack.training import progress, promotion
+from labstack.training import fingerprint, progress, promotion
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
-from labstack.training.gates import Judged
+from labstack.training.gates import JudgedCandidate
 from labstack.training.promotion import TrainingError
 from labstack.training.search import Trial
+from labstack.training.table import TrainingTable
 
 
 @contextmanager
@@ -115,7 +111,7 @@ def trials(client: MlflowClient, pipeline: Pipeline, parent: str) -> Iterator[Ca
         yield watch
     lost = sum(one.exception() is not None for one in logged)
     if lost:  # they lie in the search's own database, and the training goes on
-        progress.doubt(f"{lost} of {len(logged)} trials could not be logged")
+        progress.warn(f"{lost} of {len(logged)} trials could not be logged")
 
 
 def _log_trial(client: MlflowClient, pipeline: Pipeline, experiment: str, parent: str, trial: Trial) -> None:
@@ -145,7 +141,9 @@ def register(client: MlflowClient, model: str, model_id: str, run_id: str, tags:
     return int(created.version)
 
 
-def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged, commit: str | None) -> str:
+def log(
+    pipeline: Pipeline, client: MlflowClient, table: TrainingTable, judged: JudgedCandidate, commit: str | None
+) -> str:
     """Log the run and its model, with signature, example and contract; the logged model's id."""
     found, packed = judged.found, judged.package
     mlflow.log_params(
@@ -193,7 +191,7 @@ def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged, 
     return str(info.model_id)
 
 
-def _log_inputs(pipeline: Pipeline, table: Table) -> None:
+def _log_inputs(pipeline: Pipeline, table: TrainingTable) -> None:
     """The rows' lineage: where they are from, how many, and their digest."""
     target = pipeline.data.target
     of = pipeline.data.dataset or str(pipeline.data)
@@ -205,25 +203,8 @@ def _log_inputs(pipeline: Pipeline, table: Table) -> None:
 
 def lineage(commit: str | None) -> dict[str, str]:
     """The code and the environment that a run is made with."""
-    found = {"labstack.code": code(), "labstack.lock": lock()}
+    found = {"labstack.code": fingerprint.code(), "labstack.lock": fingerprint.lock()}
     if commit is None and shutil.which("git"):
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
         commit = done.stdout.strip() or None
     return found | ({"mlflow.source.git.commit": commit} if commit else {})
-
-
-@lru_cache
-def code() -> str:
-    """A hash of what trains."""
-    found = hashlib.sha256()
-    for path in sorted((ROOT / "src" / "labstack").rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()
-
-
-def lock() -> str:
-    """A hash of the lock file that the training environment is made from."""
-    made = Path(sys.prefix) / "conda-lock.sha256"  # where an image keeps it
-    if made.exists():
-        return made.read_text().split()[0]
-    return hashlib.sha256((ROOT / "conda-cfg" / "conda-lock-mlops.yml").read_bytes()).hexdigest()

@@ -5,7 +5,6 @@ registered by one call, after all that belongs to it was logged and with its gat
 in `registry`.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -13,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +23,21 @@ from labstack import api_client
 from labstack.model.contract import FILE_NAME
 from labstack.registry import eligibility, moves
 from labstack.registry.client import MlflowRest, RegistryError, Version
-from labstack.registry.eligibility import FAILED, GATE_TAG, GATES_TAG, PASSED
-from labstack.registry.roles import SCHEMA_CHANGE_TAG, living_production
+from labstack.registry.roles import FAILED, GATE_TAG, GATES_TAG, PASSED, SCHEMA_CHANGE_TAG, living_production
 from labstack.settings import Settings
-from labstack.training import card, data, evaluate, gates, package, progress, promotion, tracking
+from labstack.training import card, data, evaluate, fingerprint, gates, package, plots, progress, promotion, tracking
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
 from labstack.training.estimator import make_core
-from labstack.training.gates import Gate, Judged
+from labstack.training.gates import Gate, JudgedCandidate
+from labstack.training.outcome import Outcome
 from labstack.training.promotion import TrainingError
-from labstack.training.search import Found, search
+from labstack.training.search import SearchResult, search
+from labstack.training.table import TrainingTable
 
 FINGERPRINT_TAG = "labstack.fingerprint"
 DECISION_TAG = "labstack.decision"  # what became of a version; without one its training was ended before
 OF_PRODUCTION = ("schema", "production")  # the gates whose verdicts depend on what is in production
 TAG_CHARACTERS = 4900  # of 5,000 that MLflow keeps of a tag
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training came to: the version it registered, its metrics on the held-out rows, and what became of it.
-
-    `version` is None when none was registered; `passed` says whether all gates were.
-    """
-
-    model: str
-    version: int | None
-    run_id: str | None
-    metrics: dict[str, float]
-    passed: bool
-    promoted: bool
-    reason: str
 
 
 def train(
@@ -77,9 +60,9 @@ def train(
     shape = {"train": len(table.train), "test": len(table.test), "features": len(table.columns)}
     progress.step("rows read", model=pipeline.model, **shape)
     for warning in table.warnings:
-        progress.doubt(warning)
-    fingerprint = _fingerprint(pipeline, table)
-    same = _same(client, pipeline.model, fingerprint)
+        progress.warn(warning)
+    digest = fingerprint.of_training(pipeline, table)
+    same = _same(client, pipeline.model, digest)
     if same is not None:
         progress.step("unchanged", model=pipeline.model, version=same.number)
         if if_changed:
@@ -87,7 +70,7 @@ def train(
             return Outcome(pipeline.model, same.number, None, {}, same.tags.get(GATES_TAG) == PASSED, False, reason)
     with (
         tracking.connect(client) as mlflow_client,
-        tracking.run(mlflow_client, pipeline.model, {FINGERPRINT_TAG: fingerprint}) as run_id,
+        tracking.run(mlflow_client, pipeline.model, {FINGERPRINT_TAG: digest}) as run_id,
     ):
         folder = settings.lab_outputs / pipeline.model / run_id
         version = None
@@ -97,7 +80,7 @@ def train(
                 model_id = tracking.log(pipeline, mlflow_client, table, judged, settings.git_commit)
                 if register:
                     # what a version says of itself from its first moment on
-                    tags = {FINGERPRINT_TAG: fingerprint} | _verdicts(judged.gates)
+                    tags = {FINGERPRINT_TAG: digest} | _verdicts(judged.gates)
                     if pipeline.gates.allow_schema_change:
                         tags[SCHEMA_CHANGE_TAG] = "allowed by its gates"
                     version = tracking.register(mlflow_client, pipeline.model, model_id, run_id, tags)
@@ -120,7 +103,7 @@ def train(
         client.set_version_tag(pipeline.model, version, DECISION_TAG, reason[:TAG_CHARACTERS])
     progress.step("promoted" if promoted else "not promoted", model=pipeline.model, version=version, reason=reason)
     if promoted and pipeline.after_promotion == "reload":
-        progress.step("API", said=api_client.tell_api(settings))
+        progress.step("API", said=api_client.notify_api(settings))
     return replace(outcome, promoted=promoted, reason=reason)
 
 
@@ -128,14 +111,14 @@ def _make(
     pipeline: Pipeline,
     client: MlflowRest,
     mlflow_client: MlflowClient,
-    table: Table,
+    table: TrainingTable,
     settings: Settings,
     folder: Path,
     run_id: str,
-) -> Judged:
+) -> JudgedCandidate:
     """Search, fit, evaluate, pack and judge a candidate; its files are in the folder then."""
     with tracking.trials(mlflow_client, pipeline, run_id) as watch:
-        name = f"{pipeline.model}-{_search_key(pipeline, table)}"
+        name = f"{pipeline.model}-{fingerprint.of_search(pipeline, table)}"
         found = search(pipeline, table, settings.search_database_url, name, watch)
     core = _fit(pipeline, table, found)
     scorer, predicted = _score(pipeline, table, core)
@@ -150,16 +133,16 @@ def _make(
     progress.verdicts(verdicts)
     importance = evaluate.importances(pipeline, core, table)
     curve = evaluate.learning_curve(pipeline, core, table)
-    for file, figure in evaluate.plots(pipeline, table.target[table.test], predicted, importance, curve).items():
+    for file, figure in plots.draw(pipeline, table.target[table.test], predicted, importance, curve).items():
         (folder / "plots").mkdir(exist_ok=True)
         figure.savefig(folder / "plots" / file)
     text = card.write(pipeline, table, found, packed, measured, intervals, importance, verdicts)
     (folder / "model_card.md").write_text(text, encoding="utf-8")
     (folder / "gates.json").write_text(json.dumps([vars(gate) for gate in verdicts], indent=2) + "\n")
-    return Judged(found, packed, predicted, scorer, production, measured, intervals, verdicts)
+    return JudgedCandidate(found, packed, predicted, scorer, production, measured, intervals, verdicts)
 
 
-def _fit(pipeline: Pipeline, table: Table, found: Found) -> Any:
+def _fit(pipeline: Pipeline, table: TrainingTable, found: SearchResult) -> Any:
     """The chosen core, fitted on all training rows. Raises TrainingError."""
     core = make_core(pipeline, table.columns, found.candidate, found.chosen)
     with warnings.catch_warnings(record=True) as heard:
@@ -169,11 +152,11 @@ def _fit(pipeline: Pipeline, table: Table, found: Found) -> Any:
         except Exception as error:  # an estimator may fail in any way
             raise TrainingError(f"{found.candidate.estimator} does not fit these rows: {error}") from error
     for text in dict.fromkeys(str(warning.message).partition("\n")[0] for warning in heard):
-        progress.doubt(f"{found.candidate.name}: {text}")
+        progress.warn(f"{found.candidate.name}: {text}")
     return core
 
 
-def _score(pipeline: Pipeline, table: Table, core: Any) -> tuple[evaluate.Scorer, evaluate.Predicted]:
+def _score(pipeline: Pipeline, table: TrainingTable, core: Any) -> tuple[evaluate.Scorer, evaluate.Predictions]:
     try:
         predicted = evaluate.predict(core, table.matrix[table.test])
     except Exception as error:
@@ -189,8 +172,8 @@ def _decide(
     pipeline: Pipeline,
     client: MlflowRest,
     engine: Engine,
-    table: Table,
-    judged: Judged,
+    table: TrainingTable,
+    judged: JudgedCandidate,
     version: int,
     settings: Settings,
     approve: Callable[[list[Gate]], bool],
@@ -228,7 +211,7 @@ def _decide(
             continue
 
 
-def _metric(pipeline: Pipeline, judged: Judged) -> str:
+def _metric(pipeline: Pipeline, judged: JudgedCandidate) -> str:
     return f"{pipeline.metric} {judged.metrics[pipeline.metric]:.4f}"
 
 
@@ -236,19 +219,6 @@ def _same(client: MlflowRest, model: str, fingerprint: str) -> Version | None:
     """The newest version that was made of the same and came to its end, if there is one."""
     decided = (one for one in client.versions(model) if DECISION_TAG in one.tags)
     return next((one for one in decided if one.tags.get(FINGERPRINT_TAG) == fingerprint), None)
-
-
-def _fingerprint(pipeline: Pipeline, table: Table) -> str:
-    """The same for trainings of the same rows, pipeline and code, which come to the same."""
-    made = pipeline.model_dump_json(exclude={"approval": True, "after_promotion": True})
-    return hashlib.sha256("\n".join((table.digest, made, tracking.code(), tracking.lock())).encode()).hexdigest()
-
-
-def _search_key(pipeline: Pipeline, table: Table) -> str:
-    """The same for searches whose trials can be compared."""
-    keys = {"task", "split", "preprocessing", "candidates", "metric"}
-    made = pipeline.model_dump_json(include=keys) + str(pipeline.search.folds)
-    return hashlib.sha256("\n".join((table.digest, made, tracking.code())).encode()).hexdigest()[:16]
 
 
 def _verdicts(found: list[Gate]) -> dict[str, str]:
