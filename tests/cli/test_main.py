@@ -71,12 +71,12 @@ def test_the_exit_code_reports_a_failed_gate(lab: Lab, tmp_path: Path, name: str
 
 def test_approval_without_a_terminal_is_refused(lab: Lab, tmp_path: Path, name: str) -> None:
     done = lab.run("train", str(write(tmp_path, name, more="approval: ask")))
-    assert (done.returncode, "nobody approved of it; later: labstack promote" in done.stdout) == (0, True)
+    assert (done.returncode, "it was not approved; to promote it later: labstack promote" in done.stdout) == (0, True)
     assert read_roles(lab.registry, name) == Roles()
 
 
 @pytest.mark.parametrize(("answer", "production"), [("y", 1), ("n", None)])
-def test_a_person_at_a_terminal_sees_tables_and_is_asked_for_approval(
+def test_a_person_at_a_terminal_is_asked_for_approval(
     lab: Lab, tmp_path: Path, name: str, answer: str, production: int | None
 ) -> None:
     search = "search: {alpha: {low: 0.01, high: 10}}"

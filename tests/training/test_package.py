@@ -101,12 +101,12 @@ def test_the_contract_says_what_the_rows_were_like(tmp_path: Path) -> None:
 
 def test_bins_hold_about_as_many_rows_each_and_all_of_them() -> None:
     values = np.append(np.random.default_rng(0).lognormal(size=1000), [np.nan] * 7)
-    found = package.reference_of_numbers(values)
-    assert (len(found.counts), len(found.edges), found.missing) == (20, 19, 7)
-    assert sum(found.counts) == 1000
-    assert set(found.counts) == {50}
-    assert found.mean == pytest.approx(np.nanmean(values))
-    assert found.std == pytest.approx(np.nanstd(values))
+    reference = package.reference_of_numbers(values)
+    assert (len(reference.counts), len(reference.edges), reference.missing) == (20, 19, 7)
+    assert sum(reference.counts) == 1000
+    assert set(reference.counts) == {50}
+    assert reference.mean == pytest.approx(np.nanmean(values))
+    assert reference.std == pytest.approx(np.nanstd(values))
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,12 @@ def test_bins_hold_about_as_many_rows_each_and_all_of_them() -> None:
 def test_values_that_repeat_make_fewer_bins(
     values: list[float], edges: tuple[float, ...] | None, counts: tuple[int, ...] | None
 ) -> None:
-    found = package.reference_of_numbers(np.array(values))
-    assert sum(found.counts) + found.missing == len(values)
-    assert len(found.counts) == len(found.edges) + 1
-    assert list(found.edges) == sorted(set(found.edges))
+    reference = package.reference_of_numbers(np.array(values))
+    assert sum(reference.counts) + reference.missing == len(values)
+    assert len(reference.counts) == len(reference.edges) + 1
+    assert list(reference.edges) == sorted(set(reference.edges))
     if edges is not None:
-        assert (found.edges, found.counts) == (edges, counts)
+        assert (reference.edges, reference.counts) == (edges, counts)
 
 
 def test_an_unseen_category_is_for_mlflows_users_a_missing_one(tmp_path: Path) -> None:
