@@ -193,7 +193,7 @@ class Candidate(Section):
     def _is_of_scikit_learn(cls, path: str) -> str:
         module, _, name = path.rpartition(".")
         if not ESTIMATOR_PATH.fullmatch(path):
-            raise ValueError("give the import path of an estimator in scikit-learn, such as sklearn.svm.SVC")
+            raise ValueError("give an estimator by its import path in scikit-learn, such as sklearn.svm.SVC")
         try:
             estimator = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:

@@ -164,7 +164,7 @@ class _Parser:
 
     def _membership(self, left: ast.expr, op: ast.cmpop, right: ast.expr, depth: int) -> Condition:
         if not isinstance(right, ast.List | ast.Tuple):
-            raise self._wrong(right, "after in a list is needed, as in [1, 2]")
+            raise self._wrong(right, "in needs a list, as in [1, 2]")
         if not isinstance(op, ast.In | ast.NotIn | ast.Eq | ast.NotEq):
             raise self._wrong(right, "a list is not compared in this way; write in or not in")
         for entry in right.elts:
