@@ -1,4 +1,4 @@
-"""What counts as the code of a training: the modules that a training imports, and no others."""
+"""The code of a training is that of the modules that it imports, and of no others."""
 
 import shutil
 import subprocess

@@ -33,7 +33,7 @@ LOADERS = {"iris": load_iris, "cancer": load_breast_cancer, "diabetes": load_dia
 
 
 def fitted(estimator: BaseEstimator, dataset: str) -> tuple[Pipeline, Matrix]:
-    """A core that has learnt from every other row, with text for classes, and all rows."""
+    """A core fitted on every other row, with text for classes, and all rows."""
     features, target = LOADERS[dataset](return_X_y=True)
     if dataset != "diabetes":
         target = np.array([f"class {number}" for number in target])

@@ -1,4 +1,4 @@
-"""What a version's folder holds: an estimator, a contract with references, and parts that agree with each other."""
+"""The folder of a version holds an estimator, a contract with references, and parts that agree with each other."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_all_that_is_served_predicts_as_the_estimator_did(
     matrix, _ = Plan(contract).parse(rows, "rows")
     predictions = served.predict(matrix)
     assert predictions.probabilities is not None
-    loaded = skops_file.load(tmp_path, 1 << 30)  # as MLflow's users do, who hand it frames
+    loaded = skops_file.load(tmp_path, 1 << 30)  # takes a frame, as for users of MLflow
     assert predictions.outputs == loaded.predict(table.frame.iloc[table.test]).tolist()
     np.testing.assert_allclose(predictions.probabilities, loaded.predict_proba(table.frame.iloc[table.test]), atol=1e-5)
 
@@ -85,15 +85,15 @@ def test_all_that_is_served_predicts_as_the_estimator_did(
 def test_the_contract_says_what_the_rows_were_like(tmp_path: Path) -> None:
     table, made = packed(tmp_path, "sklearn.linear_model.LogisticRegression")
     size, age, colour, maker = made.contract.features
-    learnt = table.frame.iloc[table.train]
-    assert (size.name, size.missing, size.minimum) == ("size", False, learnt["size"].min())
+    train = table.frame.iloc[table.train]
+    assert (size.name, size.missing, size.minimum) == ("size", False, train["size"].min())
     assert (age.name, age.missing) == ("age", True)
     assert (colour.categories, colour.missing) == (("blue", "green", "red"), False)
     assert (maker.categories, maker.missing) == (("A", "B"), True)
     assert age.reference is not None
-    assert age.reference.missing == learnt["age"].isna().sum()
+    assert age.reference.missing == train["age"].isna().sum()
     assert colour.reference is not None
-    assert colour.reference.counts == tuple((learnt["colour"] == name).sum() for name in colour.categories)
+    assert colour.reference.counts == tuple((train["colour"] == name).sum() for name in colour.categories)
     assert made.contract.reference is not None
     assert sum(made.contract.reference.counts) == len(table.test)
     assert made.contract.sample.input == json.loads((tmp_path / "contract.json").read_text())["sample"]["input"]

@@ -1,4 +1,4 @@
-"""What all commands share: the lab they work on, options, error handling and printing."""
+"""The parts that all commands share: the lab they work on, options, error handling and printing."""
 
 import json
 import os

@@ -132,7 +132,7 @@ class Data(Section):
 
 
 class Split(Section):
-    """How rows are held out for evaluation.
+    """The way rows are held out for evaluation.
 
     `stratified`, the default for classification, keeps the shares of the classes; `time` holds out the latest rows by a
     column; `group` holds out whole groups of rows.
@@ -238,7 +238,7 @@ class Search(Section):
 
 
 class Expectation(Section):
-    """How predictions of held-out rows must react when one feature changes and the others stay.
+    """A rule for predictions of held-out rows when one feature changes and the others stay.
 
     `raise` adds `by` to a number, by default a tenth of its range; `swap` tries each other category. For a
     classification, `class` names the class whose probability is checked.
@@ -292,7 +292,7 @@ class Gates(Section):
 
 
 class Pipeline(Section):
-    """How a model is trained, judged and promoted."""
+    """A pipeline file: the training, the gates and the promotion of a model."""
 
     model: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
     task: Literal["classification", "regression"]

@@ -138,7 +138,7 @@ class _Parser:
             case ast.Name() | ast.Constant() | ast.BinOp() | ast.UnaryOp() | ast.List() | ast.Tuple():
                 raise self._wrong(node, "this is no condition, such as age >= 18")
             case _:
-                raise self._refused(node)
+                raise self._rejected(node)
 
     def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr, depth: int) -> Condition:
         if not any(isinstance(part, ast.Name) for side in (left, right) for part in ast.walk(side)):
@@ -148,7 +148,7 @@ class _Parser:
         if isinstance(op, ast.In | ast.NotIn) or isinstance(right, ast.List | ast.Tuple):
             return self._membership(left, op, right, depth)
         if type(op) not in _COMPARISONS:
-            raise self._refused(op, left)
+            raise self._rejected(op, left)
         if _is_none(left) or _is_none(right):
             raise self._wrong(left, "nothing is equal to None; write column.isna() or column.notna()")
         compare, values = _COMPARISONS[type(op)], [self._value(side, depth) for side in (left, right)]
@@ -201,14 +201,14 @@ class _Parser:
                 return self._computed(_ARITHMETIC[type(op)], [operand], depth + 1)
             case ast.BinOp(op=operation, left=left, right=right):
                 if type(operation) not in _ARITHMETIC:
-                    raise self._refused(operation, node)
+                    raise self._rejected(operation, node)
                 return self._computed(_ARITHMETIC[type(operation)], [left, right], depth + 1)
             case ast.BoolOp() | ast.Compare() | ast.UnaryOp():
                 raise self._wrong(node, "a condition cannot be compared or computed with; join conditions with and")
             case ast.List() | ast.Tuple():
                 raise self._wrong(node, "a list may only follow in, not in, == or !=")
             case _:
-                raise self._refused(node)
+                raise self._rejected(node)
 
     def _computed(self, compute: Callable[..., Any], nodes: list[ast.expr], depth: int) -> _Value:
         values = [self._value(node, depth) for node in nodes]
@@ -255,7 +255,7 @@ class _Parser:
     def _segment(self, node: ast.expr) -> str:
         return self.text[self.positions[node.col_offset] : self.positions[node.end_col_offset or -1]]
 
-    def _refused(self, node: ast.AST, around: ast.expr | None = None) -> FilterError:
+    def _rejected(self, node: ast.AST, around: ast.expr | None = None) -> FilterError:
         noun = _NOUNS.get(type(node), type(node).__name__)
         return self._wrong(around or node, f"{noun} is not allowed; {ALLOWED}")
 

@@ -1,4 +1,4 @@
-"""Promotion: the production version as a candidate's comparison, and the decision whether the candidate replaces it."""
+"""Promotion: production as the comparison for a candidate, and the decision whether the candidate replaces it."""
 
 import re
 import tempfile
