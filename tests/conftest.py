@@ -30,7 +30,8 @@ from labstack.settings import ROOT, Settings
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
 from labstack.training import config
-from labstack.training.train import Outcome, train
+from labstack.training.outcome import Outcome
+from labstack.training.train import train
 from tests.preloaded import Preloaded
 
 IRIS_ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}

@@ -1,6 +1,6 @@
-"""The `labstack` command in a process of its own each time, without the seconds of its imports.
+"""The `labstack` command, each call in its own process, without the seconds of its imports.
 
-A process imports all that the command needs, once, and forks for each call.
+One process imports what the commands need, once, and forks for each call.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class Preloaded:
-    """A process that waits for calls; threads may share it."""
+    """A process that waits for calls. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,7 +24,7 @@ class Preloaded:
     def run(
         self, arguments: list[str], env: dict[str, str], killed_at: str | None = None
     ) -> "subprocess.CompletedProcess[str]":
-        """Call the command; what it printed, and its exit code. It may be killed when it logs a certain message."""
+        """Run the command and return its exit code and output; kill it when it logs the message `killed_at`."""
         with self._lock, tempfile.TemporaryDirectory() as folder:
             if self._process is None:
                 command = [sys.executable, "-m", "tests.preloaded"]
@@ -42,20 +42,20 @@ class Preloaded:
 
 
 def _call(arguments: list[str], env: dict[str, str], folder: str) -> None:
-    """In the fork: become the command."""
+    """Run the command in a fork, with this environment and its output in files of the folder."""
     from labstack.cli.main import main
 
     os.environ.clear()
     os.environ.update(env)
-    for number, name in ((0, os.devnull), (1, f"{folder}/out"), (2, f"{folder}/err")):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
+    for descriptor, path in ((0, os.devnull), (1, f"{folder}/out"), (2, f"{folder}/err")):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
     code = 1
     try:
         main(arguments, prog_name="labstack")
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
         if isinstance(error.code, str):
-            sys.stderr.write(f"{error.code}\n")  # as Python does
+            sys.stderr.write(f"{error.code}\n")  # as the interpreter does
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()

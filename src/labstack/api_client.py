@@ -1,9 +1,9 @@
-"""The API, as a client sees it: one prediction, and a reload after a role moved.
+"""A client of the API: it asks for one prediction, or for a reload after a role moved.
 
 `python -m labstack.api_client [--shown-at URL] [MODEL]` asks for one prediction.
 
-It prints the curl line to repeat it, then the answer. By default the default model is asked, at the address of
-the settings; `--shown-at` is where the API is reached from outside its container.
+It prints a curl command that repeats the request, then the answer. MODEL is by default the default model.
+`--shown-at` is the API's address outside its container, for that curl command.
 """
 
 import json
@@ -21,11 +21,12 @@ import requests
 from labstack.errors import LabError
 from labstack.settings import Settings, load, reached_at, without_credentials
 
-RELOAD_SECONDS = 35.0
+CONNECT_SECONDS = 3.0
+RELOAD_SECONDS = 35.0  # more than the API takes by default, RELOAD_TIMEOUT_SECONDS
 
 
 class NoPredictionError(LabError):
-    """The API gives no prediction; the text says why."""
+    """The API gave no prediction; the text says why."""
 
 
 @click.command()
@@ -40,9 +41,9 @@ def main(shown_at: str | None, model: str | None) -> None:
 
 
 def ask(settings: Settings, model: str | None, shown_at: str | None = None) -> str:
-    """The curl line of a prediction for the model's sample, and the answer below it. Raises NoPredictionError."""
+    """Predict the model's sample: a curl command, and the answer on the next line. Raises NoPredictionError."""
     url = f"http://{reached_at(settings.api_host)}:{settings.api_port}"
-    deadline = time.monotonic() + 2 * settings.follow_interval_seconds  # it may just be following
+    deadline = time.monotonic() + 2 * settings.follow_interval_seconds  # it may be loading a version
     while _get(f"{url}/ready")[0] == 503 and time.monotonic() < deadline:
         time.sleep(0.1)
     path = f"/models/{quote(model)}/predict" if model else "/predict"
@@ -55,29 +56,29 @@ def ask(settings: Settings, model: str | None, shown_at: str | None = None) -> s
     return f"curl {shown_at or url}{path} -H 'Content-Type: application/json' -d '{body}'\n{json.dumps(answer)}"
 
 
-def tell_api(settings: Settings) -> str:
-    """Have the API look at the registry now; what came of it, in a line. One that is away follows by itself later."""
+def notify_api(settings: Settings) -> str:
+    """Ask the API to reload its roles; the result in one line. An API that misses this follows on its own later."""
     if os.environ.get("CI"):
-        return "the API is not told, as CI is set; it looks by itself every few seconds"
+        return "the API was not notified, as CI is set; it reads the registry again within seconds"
     url = f"{settings.api_url.rstrip('/')}/admin/reload"
     token = settings.api_admin_token
     headers = {"X-Admin-Token": token.get_secret_value()} if token else {}
     shown = without_credentials(settings.api_url)
     try:
-        answer = requests.post(url, headers=headers, timeout=(3, RELOAD_SECONDS))
+        answer = requests.post(url, headers=headers, timeout=(CONNECT_SECONDS, RELOAD_SECONDS))
     except requests.RequestException:
-        return f"the API at {shown} cannot be reached, and looks by itself when it is back"
+        return f"the API at {shown} cannot be reached, and reads the registry when it is back"
     if answer.ok:
-        return f"the API at {shown} follows"
+        return f"the API at {shown} has reloaded"
     try:
         detail = str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
         detail = f"status {answer.status_code}"
-    return f"the API at {shown} does not follow yet: {detail}"
+    return f"the API at {shown} has not reloaded yet: {detail}"
 
 
 def _get(url: str, body: str | None = None) -> tuple[int, Any]:
-    """Status and JSON of the answer to a GET, or to a POST of a JSON body."""
+    """Send a GET, or a POST with a JSON body; return the status and the JSON of the answer."""
     request = urllib.request.Request(  # noqa: S310  # our own address
         url, body.encode() if body else None, {"Content-Type": "application/json"}
     )
@@ -87,7 +88,7 @@ def _get(url: str, body: str | None = None) -> tuple[int, Any]:
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
     except ValueError as error:
-        raise NoPredictionError(f"What answers at {url} is not the API.") from error
+        raise NoPredictionError(f"The server at {url} is not the API.") from error
     except OSError as error:
         raise NoPredictionError(f"{url} does not answer ({error}). Start the lab: ./run_all.sh up") from error
 

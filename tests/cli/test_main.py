@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import labstack
 from labstack.registry.roles import Roles, read_all_roles, read_roles
 from labstack.store.audit import role_moves
 from labstack.training import config
@@ -35,24 +36,24 @@ def write(
     return path
 
 
-def test_a_file_is_trained_and_what_became_of_it_is_said(lab: Lab, tmp_path: Path, name: str) -> None:
+def test_a_pipeline_file_is_trained_and_its_outcome_printed(lab: Lab, tmp_path: Path, name: str) -> None:
     path = write(tmp_path, name)
     done = lab.run("train", str(path), lab_outputs=tmp_path / "outputs")
-    said = f"{name} version 1 is production: the model had no production version, rmse "
-    assert (done.returncode, done.stdout.startswith(said)) == (0, True), done
+    outcome = f"{name} version 1 is production: the model had no production version, rmse "
+    assert (done.returncode, done.stdout.startswith(outcome)) == (0, True), done
     messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
     steps = ["rows read", "fitted and evaluated", "packed", "gate", "gate", "registered", "promoted", "manifest"]
     assert messages == steps
     manifest = json.loads((tmp_path / "outputs" / "deployment_manifest.json").read_text())
-    assert name in [one["name"] for one in manifest["models"]]
+    assert name in [entry["name"] for entry in manifest["models"]]
     again = lab.run("train", "--if-missing", str(path))
-    assert again.stdout == f"{name} version 1 is production: it is there already\n"
+    assert again.stdout == f"{name} version 1 is production: it existed already\n"
     unchanged = lab.run("train", "--if-changed", "--json", str(path))
-    [outcome] = json.loads(unchanged.stdout)
-    assert (outcome["version"], outcome["run_id"], outcome["promoted"]) == (1, None, False)
+    [skipped] = json.loads(unchanged.stdout)
+    assert (skipped["version"], skipped["run_id"], skipped["promoted"]) == (1, None, False)
 
 
-def test_the_exit_code_tells_a_gate_that_was_not_passed(lab: Lab, tmp_path: Path, name: str) -> None:
+def test_the_exit_code_reports_a_failed_gate(lab: Lab, tmp_path: Path, name: str) -> None:
     done = lab.run("train", "--json", str(write(tmp_path, name, more="gates: {thresholds: {r2: 0.999}}")))
     [outcome] = json.loads(done.stdout)
     assert (done.returncode, outcome["passed"], outcome["promoted"], outcome["version"]) == (3, False, False, 1)
@@ -62,55 +63,55 @@ def test_the_exit_code_tells_a_gate_that_was_not_passed(lab: Lab, tmp_path: Path
     forced = lab.run("promote", name, "1", "--force", "--reason", "we know better")
     assert (forced.returncode, forced.stdout.startswith(f"{name} version 1 is production; ")) == (0, True)
     assert role_moves(lab.engine, name)[0].reason == "we know better"
-    told = [one for one in json.loads(lab.run("status", name, "--audit", "--json").stdout) if one["model"] == name]
-    assert [one["what"] for one in told] == ["production: none → 1", "refused", "refused"]
-    assert all("r2 0.8" in one["why"] for one in told[1:])
+    entries = [row for row in json.loads(lab.run("status", name, "--audit", "--json").stdout) if row["model"] == name]
+    assert [entry["what"] for entry in entries] == ["production: none → 1", "refused", "refused"]
+    assert all("r2 0.8" in entry["why"] for entry in entries[1:])
     assert "we know better" in lab.run("status", "--audit").stdout
 
 
-def test_nobody_at_a_terminal_means_no(lab: Lab, tmp_path: Path, name: str) -> None:
+def test_approval_without_a_terminal_is_refused(lab: Lab, tmp_path: Path, name: str) -> None:
     done = lab.run("train", str(write(tmp_path, name, more="approval: ask")))
-    assert (done.returncode, "nobody approved of it; later: labstack promote" in done.stdout) == (0, True)
+    assert (done.returncode, "it was not approved; to promote it later: labstack promote" in done.stdout) == (0, True)
     assert read_roles(lab.registry, name) == Roles()
 
 
 @pytest.mark.parametrize(("answer", "production"), [("y", 1), ("n", None)])
-def test_a_person_at_a_terminal_sees_tables_and_is_asked(
+def test_a_person_at_a_terminal_is_asked_for_approval(
     lab: Lab, tmp_path: Path, name: str, answer: str, production: int | None
 ) -> None:
     search = "search: {alpha: {low: 0.01, high: 10}}"
     path = write(tmp_path, name, search, more="approval: ask\nsearch: {trials: 5}")
-    ours, theirs = pty.openpty()
+    terminal, child_end = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "labstack.cli.main", "train", str(path)],
         env=lab.environment() | {"TERM": "xterm", "COLUMNS": "150"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=child_end,
+        stdout=child_end,
+        stderr=child_end,
         start_new_session=True,
     )
-    os.close(theirs)
+    os.close(child_end)
     seen = b""
     answered = False
-    while select.select([ours], [], [], 60)[0]:
+    while select.select([terminal], [], [], 60)[0]:
         try:
-            data = os.read(ours, 65536)
+            data = os.read(terminal, 65536)
         except OSError:  # the other end was closed
             break
         seen += data
         if not answered and b"Make it production? [y/N]" in seen:
-            os.write(ours, answer.encode() + b"\n")
+            os.write(terminal, answer.encode() + b"\n")
             answered = True
-    os.close(ours)
+    os.close(terminal)
     assert process.wait(60) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    for said in ("✓ rows read", "searching", "5/5", "✓  parity", "Make it production? [y/N]", "✓ registered"):
-        assert said in text, (said, text)
+    for part in ("✓ rows read", "searching", "5/5", "✓  parity", "Make it production? [y/N]", "✓ registered"):
+        assert part in text, (part, text)
     assert '"message"' not in text
     assert read_roles(lab.registry, name) == Roles(production=production)
 
 
-def test_versions_are_moved_back_and_forth(lab: Lab, model: str) -> None:
+def test_versions_are_promoted_and_rolled_back(lab: Lab, model: str) -> None:
     for number in ("1", "2", "3"):
         assert lab.run("promote", model, number, "--force").returncode == 0
     assert lab.run("rollback", model).stdout.startswith(f"{model} version 2 is production again; the API at ")
@@ -120,7 +121,7 @@ def test_versions_are_moved_back_and_forth(lab: Lab, model: str) -> None:
     assert "has no version 9" in lab.run("promote", model, "9", "--force").stderr
 
 
-def test_only_what_once_was_production_is_gone_back_to(lab: Lab, model: str) -> None:
+def test_rollback_takes_only_an_earlier_production_version(lab: Lab, model: str) -> None:
     lab.run("promote", model, "1", "--force")
     refused = lab.run("rollback", model, "--to", "3")
     assert (refused.returncode, "Version 3 of" in refused.stderr, "never was production" in refused.stderr) == (
@@ -131,13 +132,13 @@ def test_only_what_once_was_production_is_gone_back_to(lab: Lab, model: str) -> 
     assert "no previous version to go back to" in lab.run("rollback", model).stderr
 
 
-def test_a_canary_is_started_weighed_and_stopped(lab: Lab, model: str) -> None:
+def test_a_canary_is_started_weighted_and_stopped(lab: Lab, model: str) -> None:
     assert "no production version for a canary" in lab.run("canary", "start", model, "2").stderr
     lab.run("promote", model, "1", "--force")
     assert lab.run("canary", "start", model, "2").stdout.startswith(f"{model} version 2 is the canary, split 0.1; ")
     assert lab.run("canary", "weight", model, "0.5").stdout.startswith(f"{model} version 2 is the canary, split 0.5; ")
-    [shown] = [one for one in json.loads(lab.run("status", model, "--json").stdout) if one["version"] == 2]
-    assert (shown["role"], shown["why"]) == ("canary, split 0.5", "canary, split 0.5")
+    [row] = [row for row in json.loads(lab.run("status", model, "--json").stdout) if row["version"] == 2]
+    assert (row["role"], row["why"]) == ("canary, split 0.5", "canary, split 0.5")
     assert lab.run("canary", "weight", model, "1.5").returncode == 2
     assert lab.run("canary", "stop", model).stdout.startswith(f"{model} has no canary any more; ")
     assert "has no canary" in lab.run("canary", "weight", model, "0.1").stderr
@@ -146,7 +147,7 @@ def test_a_canary_is_started_weighed_and_stopped(lab: Lab, model: str) -> None:
     assert shadow.stdout.startswith(f"{model} version 3 is the canary, shadow 1; ")
 
 
-def test_a_canary_must_take_what_production_takes(lab: Lab, tmp_path: Path, name: str) -> None:
+def test_a_canary_must_take_the_fields_of_production(lab: Lab, tmp_path: Path, name: str) -> None:
     lab.train("student_exam", model=name)
     data = {"dataset": "student_exam_scores", "target": "exam_score", "drop": ["sleep_hours"]}
     lab.train("student_exam", model=name, data=data)
@@ -154,10 +155,10 @@ def test_a_canary_must_take_what_production_takes(lab: Lab, tmp_path: Path, name
     assert (refused.returncode, "cannot be a canary: it takes no field 'sleep_hours'" in refused.stderr) == (1, True)
 
 
-def test_status_and_versions_are_shown_to_people_and_scripts(lab: Lab) -> None:
+def test_status_and_versions_are_tables_for_people_and_json_for_scripts(lab: Lab) -> None:
     table = lab.run("status").stdout
     assert re.search(r"^iris +production +1 +20\d\d-", table, re.MULTILINE)
-    assert [one["role"] for one in json.loads(lab.run("status", "iris", "--json").stdout)] == ["production"]
+    assert [row["role"] for row in json.loads(lab.run("status", "iris", "--json").stdout)] == ["production"]
     [version] = json.loads(lab.run("versions", "iris", "--json").stdout)
     assert (version["version"], version["role"], version["gates"]) == (1, "production", "passed")
     assert version["metrics"]["accuracy"] > 0.9
@@ -166,7 +167,7 @@ def test_status_and_versions_are_shown_to_people_and_scripts(lab: Lab) -> None:
     assert "no version of a model 'irish'" in lab.run("versions", "irish").stderr
 
 
-def test_datasets_go_in_and_out(lab: Lab, tmp_path: Path) -> None:
+def test_datasets_are_loaded_and_exported(lab: Lab, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/lab.db"
     text = "a,b\n1,x\n2.5,\n"
     (tmp_path / "mine.csv").write_text(f"# Two columns.\n{text}")
@@ -180,11 +181,11 @@ def test_datasets_go_in_and_out(lab: Lab, tmp_path: Path) -> None:
     assert run("export", "mine").stdout == text
     more = run("load", str(tmp_path / "mine.csv"), "--append")
     assert more.stdout == "mine: 2 rows loaded, 4 in all, 2 columns\n"
-    [shown] = json.loads(run("list", "--json").stdout)
-    assert (shown["dataset"], shown["rows"], shown["description"]) == ("mine", 4, "Two columns.")
-    a, b = json.loads(run("describe", "mine", "--json").stdout)
-    assert (a["min"], a["max"], a["missing"]) == (1.0, 2.5, 0)
-    assert (b["most"], b["missing"]) == ({"x": 2}, 2)
+    [summary] = json.loads(run("list", "--json").stdout)
+    assert (summary["dataset"], summary["rows"], summary["description"]) == ("mine", 4, "Two columns.")
+    numbers, labels = json.loads(run("describe", "mine", "--json").stdout)
+    assert (numbers["min"], numbers["max"], numbers["missing"]) == (1.0, 2.5, 0)
+    assert (labels["most"], labels["missing"]) == ({"x": 2}, 2)
     run("export", "mine", "--output", str(tmp_path / "out.csv"))
     assert (tmp_path / "out.csv").read_text() == text + "1,x\n2.5,\n"
     assert run("load", str(tmp_path / "none.csv")).returncode == 2
@@ -193,14 +194,14 @@ def test_datasets_go_in_and_out(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_first_pipeline_is_written_checked_and_trained(lab: Lab, tmp_path: Path, name: str) -> None:
     path = tmp_path / "first.yaml"
-    asked = ["--dataset", "iris", "--target", "species", "--model", name]
-    assert lab.run("pipeline", "init", *asked, "--output", str(path)).returncode == 0
-    assert "exists already. Nothing was written." in lab.run("pipeline", "init", *asked, "--output", str(path)).stderr
-    assert lab.run("pipeline", "init", *asked).stdout == path.read_text()
+    options = ["--dataset", "iris", "--target", "species", "--model", name]
+    assert lab.run("pipeline", "init", *options, "--output", str(path)).returncode == 0
+    assert "exists already. Nothing was written." in lab.run("pipeline", "init", *options, "--output", str(path)).stderr
+    assert lab.run("pipeline", "init", *options).stdout == path.read_text()
     checked = lab.run("pipeline", "check", str(path))
-    assert checked.stdout == f"{path} is in order: 4 features, 112 rows to learn from, 38 held out\n"
-    read = config.read(str(path))
-    assert (read.task, read.split_by, len(read.candidates)) == ("classification", "stratified", 2)
+    assert checked.stdout == f"{path} is valid: 4 features, 112 rows for training, 38 held out\n"
+    parsed = config.read(str(path))
+    assert (parsed.task, parsed.split_by, len(parsed.candidates)) == ("classification", "stratified", 2)
     path.write_text(path.read_text().replace("trials: 20", "trials: 3").replace("n_estimators: 100", "n_estimators: 5"))
     assert "is production: " in lab.run("train", str(path)).stdout
     broken = lab.run("pipeline", "check", "irish")
@@ -216,24 +217,24 @@ def test_the_manifest_is_printed_or_written(lab: Lab, tmp_path: Path) -> None:
     assert (away["readiness"]["status"], away["models"]) == ("mlflow_unavailable", [])
 
 
-def test_after_a_promotion_the_api_follows_at_once(lab: Lab, tmp_path: Path, name: str) -> None:
+def test_the_api_reloads_after_a_promotion(lab: Lab, tmp_path: Path, name: str) -> None:
     with run_api(tmp_path, until="/health", mlflow_tracking_uri=lab.tracking_uri) as api:
         path = write(tmp_path, name, hook="reload")
         done = lab.run("train", str(path), api_url=api.url, ci="")
-        assert f"the API at {api.url} follows" in done.stderr
-        back = lab.run("canary", "start", name, "1", api_url=api.url, ci="")
-        assert "is production; a canary is another version" in back.stderr
+        assert f"the API at {api.url} has reloaded" in done.stderr
+        refused = lab.run("canary", "start", name, "1", api_url=api.url, ci="")
+        assert "is production; a canary is another version" in refused.stderr
 
 
-def test_in_ci_no_api_is_told(lab: Lab, model: str) -> None:
-    said = lab.run("promote", model, "1", "--force", ci="true").stdout
-    assert said.startswith(f"{model} version 1 is production; the API is not told, as CI is set")
-    away = lab.run("promote", model, "2", "--force", ci="").stdout
-    assert "cannot be reached, and looks by itself when it is back" in away
+def test_the_api_is_not_notified_in_ci(lab: Lab, model: str) -> None:
+    skipped = lab.run("promote", model, "1", "--force", ci="true").stdout
+    assert skipped.startswith(f"{model} version 1 is production; the API was not notified, as CI is set")
+    unreachable = lab.run("promote", model, "2", "--force", ci="").stdout
+    assert "cannot be reached, and reads the registry when it is back" in unreachable
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings", "fault"),
+    ("arguments", "settings", "reason"),
     [
         (["train", "irish"], {}, "there are: iris, student_exam"),
         (
@@ -247,22 +248,26 @@ def test_in_ci_no_api_is_told(lab: Lab, model: str) -> None:
         (["data", "list"], {"lab_database_url": "nonsense"}, "LAB_DATABASE_URL is not usable"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
-    lab: Lab, arguments: list[str], settings: dict[str, str], fault: str
+def test_a_failure_is_reported_in_one_line(
+    lab: Lab, arguments: list[str], settings: dict[str, str], reason: str
 ) -> None:
     done = lab.run(*arguments, **settings)
     assert done.returncode == 1
-    assert fault in done.stderr.splitlines()[-1]
+    assert reason in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_leaves_is_no_error(lab: Lab) -> None:
+def test_a_closed_pipe_is_no_error(lab: Lab) -> None:
     command = f"{shlex.quote(sys.executable)} -m labstack.cli.main data export student_exam_scores | head -n 1"
     done = subprocess.run(["bash", "-c", command], env=lab.environment(), capture_output=True, text=True)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
-def test_every_command_teaches(lab: Lab) -> None:
+def test_the_version_is_printed(lab: Lab) -> None:
+    assert lab.run("--version").stdout == f"labstack, version {labstack.__version__}\n"
+
+
+def test_help_lists_every_command(lab: Lab) -> None:
     listed = re.findall(r"^  ([a-z]+)  ", lab.run("--help").stdout, re.MULTILINE)
     assert listed == ["train", "promote", "rollback", "canary", "status", "versions", "manifest", "data", "pipeline"]
     for group, commands in (
@@ -275,7 +280,7 @@ def test_every_command_teaches(lab: Lab) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk of its own")
-def test_a_full_disk_is_said_so(lab: Lab, tmp_path: Path, name: str) -> None:
+def test_a_full_disk_is_reported(lab: Lab, tmp_path: Path, name: str) -> None:
     (tmp_path / "disk").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", tmp_path / "disk"], check=True)
     try:

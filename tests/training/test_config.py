@@ -1,4 +1,4 @@
-"""Pipeline files: the bundled ones, and all that can be wrong with one."""
+"""Pipeline files: the bundled ones, and the errors that a file can have."""
 
 from pathlib import Path
 
@@ -31,18 +31,18 @@ def test_the_bundled_pipelines_are_valid() -> None:
     assert [config.read(name).model for name in config.names()] == config.names()
 
 
-def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
+def test_keys_that_are_not_given_have_defaults(tmp_path: Path) -> None:
     pipeline = read(tmp_path, GOOD)
     assert (pipeline.split.test_fraction, pipeline.split.seed, pipeline.split_by) == (0.25, 42, "stratified")
     assert (pipeline.search.trials, pipeline.approval, pipeline.gates.margin) == (20, "auto", 0.0)
 
 
-def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
     params = read(tmp_path, GOOD.replace(TREE, f"{TREE}\n    params: {{min_impurity_decrease: 1e-3, max_depth: 3}}"))
     assert params.candidates[0].params == {"min_impurity_decrease": 0.001, "max_depth": 3}
 
 
-def test_a_table_is_looked_for_beside_the_file(tmp_path: Path) -> None:
+def test_the_path_of_a_table_is_relative_to_the_file(tmp_path: Path) -> None:
     pipeline = read(tmp_path, GOOD.replace("dataset: iris", "csv: tables/mine.csv"))
     assert pipeline.data.csv == tmp_path / "tables/mine.csv"
 
@@ -56,7 +56,7 @@ def with_more(more: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "fault"),
+    ("old", "new", "reason"),
     [
         ("model: mine", "model: ../mine", "model: "),
         ("task: classification", "task: guessing", "task: .*'classification' or 'regression'"),
@@ -64,8 +64,8 @@ def with_more(more: str) -> tuple[str, str]:
         ("target: species", "target: species, filter: x", "data.filter: character 1, 'x': this is no condition"),
         ("target: species", "target: species, filter: '@os.x == 0'", "data.filter: character 1, .*@ is not allowed"),
         ("target: species", "goal: species", "data.target: .*required.*data.goal: .*not permitted"),
-        ("dataset: iris", "dataset: iris, csv: x.csv", "data: one of dataset, csv, parquet and sql"),
-        ("dataset: iris, ", "", "data: one of dataset, csv, parquet and sql"),
+        ("dataset: iris", "dataset: iris, csv: x.csv", "data: exactly one of dataset, csv, parquet and sql"),
+        ("dataset: iris, ", "", "data: exactly one of dataset, csv, parquet and sql"),
         ("target: species", "target: species, features: [species]", "'species' cannot be a feature"),
         ("metric: accuracy", "metric: beauty", "metric: .*accuracy, .*; not by beauty"),
         (*with_more("split: {test_fraction: 1.5}"), "split.test_fraction: .*less than 1"),
@@ -75,7 +75,10 @@ def with_more(more: str) -> tuple[str, str]:
         (*with_more("gates: {thresholds: {rmse: 1}}"), "gates.thresholds: a classification is measured by"),
         (*with_more("gates: {slices: [{column: x, limit: 1, metric: r2}]}"), "gates.slices.metric: .*not by r2"),
         (*with_more("gates: {expectations: [{raise: x, must: fly}]}"), "gates.expectations.0.must: .*'not fall'"),
-        (*with_more("gates: {expectations: [{raise: x, swap: y, must: not change}]}"), "raise a feature, or swap one"),
+        (
+            *with_more("gates: {expectations: [{raise: x, swap: y, must: not change}]}"),
+            "one of raise and swap is needed",
+        ),
         (*with_more("gates: {expectations: [{swap: y, must: not fall}]}"), "categories have no order"),
         (*with_more("gates: {expectations: [{raise: x, must: not fall}]}"), "which class's probability must not fall"),
         (*with_more("approval: maybe"), "approval: .*'auto', 'ask' or 'manual'"),
@@ -106,24 +109,24 @@ def with_more(more: str) -> tuple[str, str]:
         (TREE, "sklearn.metrics.accuracy_score", "is no estimator"),
         (f"{TREE}\nmetric: accuracy", "sklearn.svm.SVC\nmetric: log_loss", "probabilities, which log_loss needs"),
         ("model: mine", "model: [", "not YAML"),
-        ("model: mine", "model: mine\nmodel: yours", "line 3 is not YAML: 'model' is said twice"),
+        ("model: mine", "model: mine\nmodel: yours", "line 3 is not YAML: 'model' is given twice"),
         ("model: mine", "model: 2024-13-45", "is not YAML: month must be in 1..12"),
         ("model: mine", "model: " + "[" * 3000, "not YAML"),
         (*with_candidate("search: {min_impurity_decrease: {low: 0, high: .inf}}"), "high: .*finite"),
-        ("target: species", "target: species, features: [a, a]", "features: each is named once"),
+        ("target: species", "target: species, features: [a, a]", "features: a name is given twice"),
         ("model: mine", BOMB, r"is not YAML: it has more than 100,000 parts"),
         ("model: mine", "model: &a [*a]", r"is not YAML: it has more than 100,000 parts"),
         (GOOD, "- a list", "dictionary"),
         (GOOD, "", "dictionary"),
     ],
 )
-def test_a_fault_names_the_file_and_the_key(tmp_path: Path, old: str, new: str, fault: str) -> None:
+def test_an_error_names_the_file_and_the_key(tmp_path: Path, old: str, new: str, reason: str) -> None:
     assert old in GOOD
-    with pytest.raises(PipelineError, match=rf"pipeline\.yaml.*{fault}"):
+    with pytest.raises(PipelineError, match=rf"pipeline\.yaml.*{reason}"):
         read(tmp_path, GOOD.replace(old, new))
 
 
-def test_all_faults_are_named(tmp_path: Path) -> None:
+def test_all_errors_are_named(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"metric: .*; approval: "):
         read(tmp_path, GOOD.replace("metric: accuracy", "approval: maybe"))
 
@@ -138,18 +141,18 @@ def test_a_regression_has_neither_classes_nor_strata(tmp_path: Path) -> None:
         read(tmp_path, text + "gates: {expectations: [{raise: x, must: not fall, class: a}]}")
 
 
-def test_an_unknown_pipeline_is_refused_with_the_names_of_those_there_are() -> None:
+def test_an_unknown_pipeline_is_rejected_with_the_known_names() -> None:
     with pytest.raises(PipelineError, match="there are: iris, student_exam"):
         config.read("irish")
 
 
-def test_parts_may_be_said_once_and_repeated(tmp_path: Path) -> None:
-    again = f"params: &same {{random_state: 0}}\n  - {{estimator: {TREE}, params: *same}}"
-    text = GOOD.replace(TREE, f"{TREE}\n    {again}")
+def test_an_alias_repeats_a_part(tmp_path: Path) -> None:
+    candidates = f"params: &same {{random_state: 0}}\n  - {{estimator: {TREE}, params: *same}}"
+    text = GOOD.replace(TREE, f"{TREE}\n    {candidates}")
     assert read(tmp_path, text).candidates[1].params == {"random_state": 0}
 
 
-def test_a_file_too_large_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
+def test_a_file_too_large_is_rejected_before_it_is_read_whole(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"pipeline\.yaml is no pipeline: it is larger than 1,048,576 bytes"):
         read(tmp_path, GOOD + "#" * (1 << 20))
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")
@@ -157,7 +160,7 @@ def test_a_file_too_large_is_refused_before_it_is_read_whole(tmp_path: Path) -> 
         config.read(str(tmp_path / "endless.yaml"))
 
 
-def test_what_is_no_yaml_is_not_quoted(tmp_path: Path) -> None:
+def test_an_error_does_not_quote_the_file(tmp_path: Path) -> None:
     with pytest.raises(PipelineError) as raised:
         read(tmp_path, "data: {sql: {url: postgresql://u:TOPSECRET@h [")
     assert "TOPSECRET" not in str(raised.value)

@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from labstack.store import datasets
 from labstack.training import config, data, draft
-from labstack.training.data import DataError
+from labstack.training.table import DataError
 
 
 def drafted(engine: Engine, folder: Path, text: str, target: str = "y") -> config.Pipeline:

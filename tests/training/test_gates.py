@@ -1,4 +1,4 @@
-"""Each gate: what passes, what does not, and what it says."""
+"""Each gate: what passes, what fails, and the reason it gives."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +12,11 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from labstack.training import config, data, evaluate, gates, package
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
 from labstack.training.estimator import make_core
-from labstack.training.evaluate import Predicted, Scorer
+from labstack.training.evaluate import Predictions, Scorer
 from labstack.training.gates import Gate, Production
 from labstack.training.package import Package
+from labstack.training.table import TrainingTable
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def judged(
-    tables: dict[str, Path], folder: Path, task: str = "regression", estimator: str = "", **asked: Any
-) -> tuple[Pipeline, Table, Package, Scorer]:
+    tables: dict[str, Path], folder: Path, task: str = "regression", estimator: str = "", **options: Any
+) -> tuple[Pipeline, TrainingTable, Package, Scorer]:
     classifies = task == "classification"
     default = "sklearn.linear_model.LogisticRegression" if classifies else "sklearn.linear_model.LinearRegression"
     pipeline = Pipeline.model_validate(
@@ -44,29 +44,29 @@ def judged(
             "data": {"csv": tables[task], "target": "y"},
             "candidates": [{"estimator": estimator or default}],
             "metric": "accuracy" if classifies else "rmse",
-            "gates": asked,
+            "gates": options,
         }
     )
     table = data.load(None, pipeline)  # type: ignore[arg-type]  # no dataset of a store is read
     core = make_core(pipeline, table.columns, pipeline.candidates[0], {})
     core.fit(table.matrix[table.train], table.target[table.train])
-    predicted = evaluate.predict(core, table.matrix[table.test])
-    packed = package.pack(pipeline, table, core, predicted, folder)
-    return pipeline, table, packed, Scorer(task, table.target[table.test], predicted)
+    predictions = evaluate.predict(core, table.matrix[table.test])
+    packed = package.pack(pipeline, table, core, predictions, folder)
+    return pipeline, table, packed, Scorer(task, table.target[table.test], predictions)
 
 
-def verdicts(tables: dict[str, Path], folder: Path, task: str = "regression", **asked: Any) -> dict[str, Gate]:
-    return {gate.name: gate for gate in gates.judge(*judged(tables, folder, task, **asked), None)}
+def verdicts(tables: dict[str, Path], folder: Path, task: str = "regression", **options: Any) -> dict[str, Gate]:
+    return {gate.name: gate for gate in gates.judge(*judged(tables, folder, task, **options), None)}
 
 
-def test_without_wishes_only_parity_and_latency_are_judged(tables: dict[str, Path], tmp_path: Path) -> None:
-    found = verdicts(tables, tmp_path)
-    assert list(found) == ["parity", "latency"]
-    assert all(gate.passed for gate in found.values())
+def test_without_rules_only_parity_and_latency_are_judged(tables: dict[str, Path], tmp_path: Path) -> None:
+    results = verdicts(tables, tmp_path)
+    assert list(results) == ["parity", "latency"]
+    assert all(gate.passed for gate in results.values())
 
 
 @pytest.mark.parametrize(
-    ("task", "metric", "limit", "passed", "said"),
+    ("task", "metric", "limit", "passed", "reason"),
     [
         ("regression", "rmse", 100, True, "≤ 100"),
         ("regression", "rmse", 0.1, False, "> 0.1"),
@@ -76,21 +76,21 @@ def test_without_wishes_only_parity_and_latency_are_judged(tables: dict[str, Pat
     ],
 )
 def test_thresholds(
-    tables: dict[str, Path], tmp_path: Path, task: str, metric: str, limit: float, passed: bool, said: str
+    tables: dict[str, Path], tmp_path: Path, task: str, metric: str, limit: float, passed: bool, reason: str
 ) -> None:
     gate = verdicts(tables, tmp_path, task, thresholds={metric: limit})[f"threshold {metric}"]
-    assert (gate.passed, said in gate.said, gate.figures["limit"]) == (passed, True, limit)
+    assert (gate.passed, reason in gate.said, gate.figures["limit"]) == (passed, True, limit)
 
 
 def test_a_metric_that_the_estimator_does_not_give_fails_its_threshold(tables: dict[str, Path], tmp_path: Path) -> None:
-    asked = {"estimator": "sklearn.svm.LinearSVC", "thresholds": {"log_loss": 1}}
-    gate = verdicts(tables, tmp_path, "classification", **asked)["threshold log_loss"]
+    options = {"estimator": "sklearn.svm.LinearSVC", "thresholds": {"log_loss": 1}}
+    gate = verdicts(tables, tmp_path, "classification", **options)["threshold log_loss"]
     assert (gate.passed, gate.said) == (False, "the estimator gives no log_loss")
 
 
 def test_a_group_below_its_floor_fails_and_is_named(tables: dict[str, Path], tmp_path: Path) -> None:
-    asked = {"slices": [{"column": "group", "limit": 0.8}]}
-    gate = verdicts(tables, tmp_path, "classification", **asked)["slice group"]
+    options = {"slices": [{"column": "group", "limit": 0.8}]}
+    gate = verdicts(tables, tmp_path, "classification", **options)["slice group"]
     assert not gate.passed
     assert "of group z" in gate.said
     assert "of group x" not in gate.said
@@ -102,7 +102,7 @@ def test_a_group_below_its_floor_fails_and_is_named(tables: dict[str, Path], tmp
 
 
 @pytest.mark.parametrize(
-    ("task", "wish", "passed"),
+    ("task", "rule", "passed"),
     [
         ("regression", {"raise": "a", "must": "not fall"}, True),
         ("regression", {"raise": "a", "must": "not rise"}, False),
@@ -119,76 +119,76 @@ def test_a_group_below_its_floor_fails_and_is_named(tables: dict[str, Path], tmp
         ("regression", {"swap": "a", "must": "not change"}, False),
     ],
 )
-def test_expectations(tables: dict[str, Path], tmp_path: Path, task: str, wish: dict[str, Any], passed: bool) -> None:
-    name = f"expectation {wish.get('raise') or wish.get('swap')}"
-    assert verdicts(tables, tmp_path, task, expectations=[wish])[name].passed is passed
+def test_expectations(tables: dict[str, Path], tmp_path: Path, task: str, rule: dict[str, Any], passed: bool) -> None:
+    name = f"expectation {rule.get('raise') or rule.get('swap')}"
+    assert verdicts(tables, tmp_path, task, expectations=[rule])[name].passed is passed
 
 
-def test_an_onnx_model_can_be_demanded_or_unwanted(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_an_onnx_model_can_be_required_or_off(tables: dict[str, Path], tmp_path: Path) -> None:
     svc = "sklearn.svm.SVC"  # whose labels are not those of its largest probabilities
-    demanded = verdicts(tables, tmp_path, "classification", estimator=svc, onnx="required")["parity"]
-    assert (demanded.passed, "no ONNX model predicts the same" in demanded.said) == (False, True)
+    required = verdicts(tables, tmp_path, "classification", estimator=svc, onnx="required")["parity"]
+    assert (required.passed, "no ONNX model predicts the same" in required.said) == (False, True)
     assert verdicts(tables, tmp_path, "classification", estimator=svc)["parity"].passed
     pipeline, table, packed, scorer = judged(tables, tmp_path, onnx="off")
     assert packed.runtime == "sklearn"
     assert gates.judge(pipeline, table, packed, scorer, None)[0].passed
 
 
-def test_a_budget_of_time_can_be_exceeded(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_a_slow_prediction_fails(tables: dict[str, Path], tmp_path: Path) -> None:
     assert verdicts(tables, tmp_path, latency_ms=0.00001)["latency"].passed is False
 
 
-def production(table: Table, packed: Package, predicted: Predicted | None, **more: Any) -> Production:
-    return Production(7, packed.contract, np.arange(len(table.test)), predicted, **more)
+def production(table: TrainingTable, packed: Package, predictions: Predictions | None, **more: Any) -> Production:
+    return Production(7, packed.contract, np.arange(len(table.test)), predictions, **more)
 
 
-def rival(table: Table, estimator: BaseEstimator) -> Predicted:
+def rival(table: TrainingTable, estimator: BaseEstimator) -> Predictions:
     estimator.fit(table.matrix[table.train], table.target[table.train])
     return evaluate.predict(estimator, table.matrix[table.test])
 
 
-def test_who_is_better_or_equal_passes_and_who_is_worse_does_not(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_a_better_or_equal_candidate_passes_and_a_worse_one_fails(tables: dict[str, Path], tmp_path: Path) -> None:
     pipeline, table, packed, scorer = judged(tables, tmp_path)
-    same = Predicted(packed.core.predict(table.matrix[table.test]))
-    worse = Predicted(same.outputs + 3)
-    better = Predicted(table.target[table.test] + 0.01)
-    rounded = Predicted(same.outputs * (1 + 1e-15))
+    same = Predictions(packed.core.predict(table.matrix[table.test]))
+    worse = Predictions(same.outputs + 3)
+    better = Predictions(table.target[table.test] + 0.01)
+    rounded = Predictions(same.outputs * (1 + 1e-15))
     cases = [(same, True, "equal to"), (rounded, True, "equal to")]
     cases += [(worse, True, "better than"), (better, False, "worse than")]
-    for theirs, passed, said in cases:
+    for theirs, passed, relation in cases:
         gate = gates.not_worse(pipeline, table, scorer, production(table, packed, theirs))
-        assert (gate.passed, said in gate.said, "of version 7" in gate.said) == (passed, True, True)
+        assert (gate.passed, relation in gate.said, "of version 7" in gate.said) == (passed, True, True)
         assert gate.figures["low"] <= gate.figures["difference"] <= gate.figures["high"]
 
 
-def test_a_margin_lets_pass_who_is_surely_not_much_worse(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_a_margin_passes_a_candidate_that_is_slightly_worse(tables: dict[str, Path], tmp_path: Path) -> None:
     for margin, passed in ((0.0, False), (5.0, True)):
         pipeline, table, packed, scorer = judged(tables, tmp_path, margin=margin)
         target, mine = table.target[table.test], packed.core.predict(table.matrix[table.test])
-        theirs = Predicted(mine + (target - mine) / 10)
+        theirs = Predictions(mine + (target - mine) / 10)
         gate = gates.not_worse(pipeline, table, scorer, production(table, packed, theirs))
         assert gate.passed is passed
         assert ("within the margin" if passed else "beyond the margin") in gate.said
 
 
-def test_what_cannot_be_compared_does_not_pass(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_a_candidate_that_cannot_be_compared_fails(tables: dict[str, Path], tmp_path: Path) -> None:
     pipeline, table, packed, scorer = judged(tables, tmp_path, "classification")
     gate = gates.not_worse(pipeline, table, scorer, production(table, packed, None, why="version 7 takes d too"))
     assert (gate.passed, gate.said) == (False, "version 7 takes d too, so the two cannot be compared")
     by_loss = pipeline.model_copy(update={"metric": "log_loss"})
-    labels = Predicted(np.full(len(table.test), "high"), ("high", "low"))
+    labels = Predictions(np.full(len(table.test), "high"), ("high", "low"))
     gate = gates.not_worse(by_loss, table, scorer, production(table, packed, labels))
     assert (gate.passed, "version 7 gives no log_loss" in gate.said) == (False, True)
 
 
-def test_a_doubt_about_the_comparison_is_said(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_a_doubt_about_the_comparison_is_reported(tables: dict[str, Path], tmp_path: Path) -> None:
     pipeline, table, packed, scorer = judged(tables, tmp_path)
     theirs = rival(table, LinearRegression())
     gate = gates.not_worse(pipeline, table, scorer, production(table, packed, theirs, doubt="it knew some rows"))
     assert gate.said.endswith("; it knew some rows")
 
 
-def test_callers_of_production_must_be_able_to_go_on(tables: dict[str, Path], tmp_path: Path) -> None:
+def test_a_candidate_must_serve_the_callers_of_production(tables: dict[str, Path], tmp_path: Path) -> None:
     pipeline, table, packed, scorer = judged(tables, tmp_path, "classification")
     theirs = rival(table, LogisticRegression()) if not np.isnan(table.matrix).any() else None
     features = packed.contract.features[1:]
@@ -202,33 +202,31 @@ def test_callers_of_production_must_be_able_to_go_on(tables: dict[str, Path], tm
     assert schema.passed
 
 
-def test_rows_that_production_cannot_take_are_left_out_of_the_comparison(
-    tables: dict[str, Path], tmp_path: Path
-) -> None:
+def test_rows_that_production_cannot_take_are_not_compared(tables: dict[str, Path], tmp_path: Path) -> None:
     pipeline, table, packed, scorer = judged(tables, tmp_path)
-    some = np.arange(0, len(table.test), 3)
-    theirs = Predicted(packed.core.predict(table.matrix[table.test][some]) + 3)
-    gate = gates.not_worse(pipeline, table, scorer, Production(7, packed.contract, some, theirs))
+    taken = np.arange(0, len(table.test), 3)
+    theirs = Predictions(packed.core.predict(table.matrix[table.test][taken]) + 3)
+    gate = gates.not_worse(pipeline, table, scorer, Production(7, packed.contract, taken, theirs))
     assert (gate.passed, "; on 50 of 150 rows, as version 7 takes no others" in gate.said) == (True, True)
-    assert gate.figures["candidate"] == scorer("rmse", some)
+    assert gate.figures["candidate"] == scorer("rmse", taken)
 
 
-def test_gates_of_one_feature_are_told_apart(tables: dict[str, Path], tmp_path: Path) -> None:
-    wishes = [{"raise": "a", "must": "not fall"}, {"raise": "a", "must": "not rise"}]
-    found = verdicts(tables, tmp_path, expectations=wishes)
-    assert [(name, gate.passed) for name, gate in found.items()][:2] == [
+def test_gates_of_one_feature_are_numbered(tables: dict[str, Path], tmp_path: Path) -> None:
+    rules = [{"raise": "a", "must": "not fall"}, {"raise": "a", "must": "not rise"}]
+    results = verdicts(tables, tmp_path, expectations=rules)
+    assert [(name, gate.passed) for name, gate in results.items()][:2] == [
         ("expectation a 1", True),
         ("expectation a 2", False),
     ]
 
 
-def test_without_probabilities_what_needs_them_fails(tables: dict[str, Path], tmp_path: Path) -> None:
-    asked = {
+def test_gates_of_probabilities_fail_without_them(tables: dict[str, Path], tmp_path: Path) -> None:
+    options = {
         "estimator": "sklearn.linear_model.RidgeClassifier",
         "expectations": [{"raise": "a", "must": "not fall", "class": "high"}],
         "slices": [{"column": "group", "metric": "log_loss", "limit": 1}],
     }
-    found = verdicts(tables, tmp_path, "classification", **asked)
-    assert found["expectation a"].said == "the estimator gives no probabilities"
-    assert found["slice group"].said == "the estimator gives no log_loss"
-    assert [found[name].passed for name in ("expectation a", "slice group")] == [False, False]
+    results = verdicts(tables, tmp_path, "classification", **options)
+    assert results["expectation a"].said == "the estimator gives no probabilities"
+    assert results["slice group"].said == "the estimator gives no log_loss"
+    assert [results[name].passed for name in ("expectation a", "slice group")] == [False, False]

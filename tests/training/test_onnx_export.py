@@ -33,7 +33,7 @@ LOADERS = {"iris": load_iris, "cancer": load_breast_cancer, "diabetes": load_dia
 
 
 def fitted(estimator: BaseEstimator, dataset: str) -> tuple[Pipeline, Matrix]:
-    """A core that has learnt from every other row, with text for classes, and all rows."""
+    """A core fitted on every other row, with text for classes, and all rows."""
     features, target = LOADERS[dataset](return_X_y=True)
     if dataset != "diabetes":
         target = np.array([f"class {number}" for number in target])
@@ -64,11 +64,11 @@ def fitted(estimator: BaseEstimator, dataset: str) -> tuple[Pipeline, Matrix]:
 )
 def test_what_is_kept_predicts_the_same(dataset: str, estimator: BaseEstimator, form: str) -> None:
     pipeline, features = fitted(estimator, dataset)
-    found = export(pipeline, features)
-    assert found is not None
-    assert found.form == form
-    assert found.parity <= TOLERANCE
-    session = onnxruntime.InferenceSession(found.model)
+    exported = export(pipeline, features)
+    assert exported is not None
+    assert exported.form == form
+    assert exported.parity <= TOLERANCE
+    session = onnxruntime.InferenceSession(exported.model)
     dtype = np.float64 if session.get_inputs()[0].type == "tensor(double)" else np.float32
     output = session.run(None, {session.get_inputs()[0].name: features.astype(dtype)})[-1]
     if dataset == "diabetes":
@@ -92,20 +92,20 @@ def test_labels_that_are_not_those_of_probabilities_stay_with_scikit_learn() -> 
 
 
 def test_another_models_file_has_no_parity() -> None:
-    one, features = fitted(LogisticRegression(), "iris")
+    pipeline, features = fitted(LogisticRegression(), "iris")
     other, _ = fitted(LogisticRegression(C=1e-4), "iris")
-    found = export(one, features)
-    assert found is not None
-    assert measure_parity(other, found.model, features) > TOLERANCE
+    exported = export(pipeline, features)
+    assert exported is not None
+    assert measure_parity(other, exported.model, features) > TOLERANCE
 
 
 def test_gaps_are_filled_in_double_precision() -> None:
     features, target = load_diabetes(return_X_y=True)
     features = np.where(np.random.default_rng(0).random(features.shape) < 0.1, np.nan, features)
     core = make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), Ridge()).fit(features, target)
-    found = export(core, features)
-    assert found is not None
-    assert (found.form, found.parity < 1e-12) == ("double", True)
+    exported = export(core, features)
+    assert exported is not None
+    assert (exported.form, exported.parity < 1e-12) == ("double", True)
 
 
 @pytest.mark.parametrize("estimator", [LogisticRegression(max_iter=1000), RandomForestClassifier(20, random_state=0)])
@@ -118,6 +118,6 @@ def test_categories_and_gaps_among_them_are_encoded(estimator: BaseEstimator) ->
     gaps = make_pipeline(SimpleImputer(strategy="constant", fill_value=-1.0), one_hot)
     core = make_pipeline(ColumnTransformer([("n", StandardScaler(), [0]), ("c", gaps, [1])]), estimator)
     core.fit(features, np.where(features[:, 0] + np.nan_to_num(codes, nan=3) > 1, "b", "a"))
-    found = export(core, features)
-    assert found is not None
-    assert found.parity < 1e-6
+    exported = export(core, features)
+    assert exported is not None
+    assert exported.parity < 1e-6

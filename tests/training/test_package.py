@@ -1,4 +1,4 @@
-"""What a version's folder holds: an estimator, a contract with references, and parts that agree with each other."""
+"""The folder of a version holds an estimator, a contract with references, and parts that agree with each other."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ from labstack.model import predictor, skops_file
 from labstack.model.contract import Contract, Plan
 from labstack.training import data, package
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
 from labstack.training.estimator import make_core
 from labstack.training.evaluate import predict
 from labstack.training.package import Package
+from labstack.training.table import TrainingTable
 
 
 def frame() -> pd.DataFrame:
@@ -33,7 +33,7 @@ def frame() -> pd.DataFrame:
     return made
 
 
-def packed(folder: Path, estimator: str, **preprocessing: str) -> tuple[Table, Package]:
+def packed(folder: Path, estimator: str, **preprocessing: str) -> tuple[TrainingTable, Package]:
     frame().to_csv(folder / "table.csv", index=False)
     pipeline = Pipeline.model_validate(
         {
@@ -77,7 +77,7 @@ def test_all_that_is_served_predicts_as_the_estimator_did(
     matrix, _ = Plan(contract).parse(rows, "rows")
     predictions = served.predict(matrix)
     assert predictions.probabilities is not None
-    loaded = skops_file.load(tmp_path, 1 << 30)  # as MLflow's users do, who hand it frames
+    loaded = skops_file.load(tmp_path, 1 << 30)  # takes a frame, as for users of MLflow
     assert predictions.outputs == loaded.predict(table.frame.iloc[table.test]).tolist()
     np.testing.assert_allclose(predictions.probabilities, loaded.predict_proba(table.frame.iloc[table.test]), atol=1e-5)
 
@@ -85,15 +85,15 @@ def test_all_that_is_served_predicts_as_the_estimator_did(
 def test_the_contract_says_what_the_rows_were_like(tmp_path: Path) -> None:
     table, made = packed(tmp_path, "sklearn.linear_model.LogisticRegression")
     size, age, colour, maker = made.contract.features
-    learnt = table.frame.iloc[table.train]
-    assert (size.name, size.missing, size.minimum) == ("size", False, learnt["size"].min())
+    train = table.frame.iloc[table.train]
+    assert (size.name, size.missing, size.minimum) == ("size", False, train["size"].min())
     assert (age.name, age.missing) == ("age", True)
     assert (colour.categories, colour.missing) == (("blue", "green", "red"), False)
     assert (maker.categories, maker.missing) == (("A", "B"), True)
     assert age.reference is not None
-    assert age.reference.missing == learnt["age"].isna().sum()
+    assert age.reference.missing == train["age"].isna().sum()
     assert colour.reference is not None
-    assert colour.reference.counts == tuple((learnt["colour"] == name).sum() for name in colour.categories)
+    assert colour.reference.counts == tuple((train["colour"] == name).sum() for name in colour.categories)
     assert made.contract.reference is not None
     assert sum(made.contract.reference.counts) == len(table.test)
     assert made.contract.sample.input == json.loads((tmp_path / "contract.json").read_text())["sample"]["input"]
@@ -101,12 +101,12 @@ def test_the_contract_says_what_the_rows_were_like(tmp_path: Path) -> None:
 
 def test_bins_hold_about_as_many_rows_each_and_all_of_them() -> None:
     values = np.append(np.random.default_rng(0).lognormal(size=1000), [np.nan] * 7)
-    found = package.reference_of_numbers(values)
-    assert (len(found.counts), len(found.edges), found.missing) == (20, 19, 7)
-    assert sum(found.counts) == 1000
-    assert set(found.counts) == {50}
-    assert found.mean == pytest.approx(np.nanmean(values))
-    assert found.std == pytest.approx(np.nanstd(values))
+    reference = package.reference_of_numbers(values)
+    assert (len(reference.counts), len(reference.edges), reference.missing) == (20, 19, 7)
+    assert sum(reference.counts) == 1000
+    assert set(reference.counts) == {50}
+    assert reference.mean == pytest.approx(np.nanmean(values))
+    assert reference.std == pytest.approx(np.nanstd(values))
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,12 @@ def test_bins_hold_about_as_many_rows_each_and_all_of_them() -> None:
 def test_values_that_repeat_make_fewer_bins(
     values: list[float], edges: tuple[float, ...] | None, counts: tuple[int, ...] | None
 ) -> None:
-    found = package.reference_of_numbers(np.array(values))
-    assert sum(found.counts) + found.missing == len(values)
-    assert len(found.counts) == len(found.edges) + 1
-    assert list(found.edges) == sorted(set(found.edges))
+    reference = package.reference_of_numbers(np.array(values))
+    assert sum(reference.counts) + reference.missing == len(values)
+    assert len(reference.counts) == len(reference.edges) + 1
+    assert list(reference.edges) == sorted(set(reference.edges))
     if edges is not None:
-        assert (found.edges, found.counts) == (edges, counts)
+        assert (reference.edges, reference.counts) == (edges, counts)
 
 
 def test_an_unseen_category_is_for_mlflows_users_a_missing_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The search: resumable, shared, and the same each time."""
+"""A search can be resumed and shared, and gives the same result each time."""
 
 import multiprocessing
 import signal
@@ -15,8 +15,8 @@ import pytest
 from labstack.training import data
 from labstack.training import search as module
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
-from labstack.training.search import Found, SearchError, Trial, search
+from labstack.training.search import SearchError, SearchResult, Trial, search
+from labstack.training.table import TrainingTable
 from tests.conftest import environment
 
 FOREST = {"estimator": "sklearn.ensemble.RandomForestClassifier", "params": {"n_estimators": 5, "random_state": 0}}
@@ -36,7 +36,7 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "table.csv"
 
 
-def asked(table: Path, *candidates: dict[str, Any], **changes: Any) -> tuple[Pipeline, Table]:
+def make(table: Path, *candidates: dict[str, Any], **changes: Any) -> tuple[Pipeline, TrainingTable]:
     pipeline = Pipeline.model_validate(
         {
             "model": "mine",
@@ -50,9 +50,9 @@ def asked(table: Path, *candidates: dict[str, Any], **changes: Any) -> tuple[Pip
     return pipeline, data.load(None, pipeline)  # type: ignore[arg-type]  # no dataset of a store is read
 
 
-def run(table: Path, url: str, *candidates: dict[str, Any], **changes: Any) -> tuple[Found, list[Trial]]:
+def run(table: Path, url: str, *candidates: dict[str, Any], **changes: Any) -> tuple[SearchResult, list[Trial]]:
     trials: list[Trial] = []
-    pipeline, rows = asked(table, *candidates, **changes)
+    pipeline, rows = make(table, *candidates, **changes)
     return search(pipeline, rows, url, "mine", lambda trial, *_: trials.append(trial)), trials
 
 
@@ -61,18 +61,18 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/made/search.db"
 
 
-def test_one_candidate_without_a_choice_is_no_search(table: Path, url: str, tmp_path: Path) -> None:
-    found, trials = run(table, url, FOREST)
-    assert (found.candidate.name, found.chosen, found.trials, trials) == ("RandomForestClassifier", {}, 0, [])
+def test_one_candidate_without_parameters_needs_no_search(table: Path, url: str, tmp_path: Path) -> None:
+    result, trials = run(table, url, FOREST)
+    assert (result.candidate.name, result.chosen, result.trials, trials) == ("RandomForestClassifier", {}, 0, [])
     assert not (tmp_path / "made").exists()
 
 
 def test_each_candidate_is_tried_and_the_best_is_found(table: Path, url: str) -> None:
-    found, trials = run(table, url)
+    result, trials = run(table, url)
     assert [trial.number for trial in trials] == list(range(8))
     assert {trial.candidate.name for trial in trials} == {"DecisionTreeClassifier", "RandomForestClassifier"}
-    assert found.score == max(trial.score for trial in trials if trial.score is not None)
-    assert (found.score or 0) > 0.7
+    assert result.score == max(trial.score for trial in trials if trial.score is not None)
+    assert (result.score or 0) > 0.7
 
 
 def test_without_parameters_each_candidate_is_tried_once(table: Path, url: str) -> None:
@@ -94,19 +94,19 @@ def test_a_search_that_is_done_costs_nothing(table: Path, url: str) -> None:
     assert (again, trials) == (first, [])
 
 
-def test_parameters_that_do_not_go_together_cost_a_trial_each(table: Path, url: str) -> None:
+def test_invalid_parameters_cost_one_trial_each(table: Path, url: str) -> None:
     broken = {"estimator": "sklearn.linear_model.LogisticRegression", "search": {"penalty": ["l1", "l2"]}}
-    found, trials = run(table, url, broken)
-    assert found.chosen == {"penalty": "l2"}
+    result, trials = run(table, url, broken)
+    assert result.chosen == {"penalty": "l2"}
     failed = [trial for trial in trials if trial.error]
     assert failed
     assert {trial.state for trial in failed} == {"failed"}
     assert "Solver lbfgs supports only" in str(failed[0].error)
 
 
-def test_a_search_in_which_all_fail_says_why(table: Path, url: str) -> None:
+def test_a_search_without_a_successful_trial_says_why(table: Path, url: str) -> None:
     broken = {"estimator": "sklearn.linear_model.LogisticRegression", "search": {"penalty": ["l1", "elasticnet"]}}
-    with pytest.raises(SearchError, match="No trial of 8 came to its end: Solver lbfgs"):
+    with pytest.raises(SearchError, match="None of 8 trials succeeded: Solver lbfgs"):
         run(table, url, broken)
 
 
@@ -115,30 +115,30 @@ def test_a_search_ends_when_its_time_is_over(table: Path, url: str) -> None:
     assert 0 < len(trials) < 1000
 
 
-def test_a_database_that_cannot_be_had_is_said_so(table: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported(table: Path, tmp_path: Path) -> None:
     (tmp_path / "search.db").write_text("Dear diary, " * 1000)
     with pytest.raises(SearchError, match="SEARCH_DATABASE_URL: file is not a database"):
         run(table, f"sqlite:///{tmp_path}/search.db")
 
 
 @pytest.mark.usefixtures("group_writable")
-def test_its_database_is_the_groups_too(table: Path, url: str, tmp_path: Path) -> None:
+def test_its_database_is_group_writable(table: Path, url: str, tmp_path: Path) -> None:
     run(table, url, trials=2)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "made").iterdir()}
     assert modes == {"search.db": 0o664, "search.db-wal": 0o664, "search.db-shm": 0o664}
 
 
-def test_a_folder_that_cannot_be_made_is_said_so(table: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(table: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SearchError, match=r"SEARCH_DATABASE_URL: .*/file/search.db cannot be made: "):
+    with pytest.raises(SearchError, match=r"SEARCH_DATABASE_URL: .*/file/search.db cannot be created: "):
         run(table, f"sqlite:///{tmp_path}/file/search.db")
 
 
 def test_processes_share_a_search(table: Path, url: str) -> None:
-    found, trials = run(table, url, processes=2, trials=20)
+    result, trials = run(table, url, processes=2, trials=20)
     assert sorted(trial.number for trial in trials) == list(range(20))
-    assert found.trials == 20
-    assert found.score == max(trial.score for trial in trials if trial.score is not None)
+    assert result.trials == 20
+    assert result.score == max(trial.score for trial in trials if trial.score is not None)
 
 
 def _join(table: Path, url: str) -> int:
@@ -152,10 +152,10 @@ def test_trainings_that_run_at_once_share_a_search(table: Path, url: str) -> Non
     assert 30 <= sum(numbers) <= 31  # one may have begun when the last was counted
 
 
-def test_a_search_that_was_killed_goes_on(table: Path, url: str, tmp_path: Path) -> None:
+def test_a_killed_search_resumes(table: Path, url: str, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tests.training.test_search import asked, search\n"
-        "pipeline, rows = asked(Path(sys.argv[1]), trials=500)\n"
+        "import sys; from pathlib import Path; from tests.training.test_search import make, search\n"
+        "pipeline, rows = make(Path(sys.argv[1]), trials=500)\n"
         "search(pipeline, rows, sys.argv[2], 'mine', lambda trial, *_: print(trial.number, flush=True))"
     )
     process = subprocess.Popen(
@@ -178,7 +178,7 @@ def test_a_search_that_was_killed_goes_on(table: Path, url: str, tmp_path: Path)
     assert 0 < len(trials) <= 10
 
 
-def test_a_database_that_somebody_locked_is_said_so(table: Path, url: str, tmp_path: Path) -> None:
+def test_a_locked_database_is_reported(table: Path, url: str, tmp_path: Path) -> None:
     run(table, url, trials=1)
     holder = sqlite3.connect(tmp_path / "made" / "search.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
@@ -192,8 +192,8 @@ def test_a_database_that_somebody_locked_is_said_so(table: Path, url: str, tmp_p
     assert len(run(table, url, trials=3)[1]) == 2
 
 
-def test_each_candidate_is_tried_though_trials_of_it_were_killed(table: Path, url: str) -> None:
-    pipeline, rows = asked(table, trials=6)
+def test_each_candidate_is_tried_after_its_trials_were_killed(table: Path, url: str) -> None:
+    pipeline, rows = make(table, trials=6)
     study = module._create(pipeline, url, "mine")
     for place in range(2):
         study.enqueue_trial({"candidate": place})
@@ -203,7 +203,7 @@ def test_each_candidate_is_tried_though_trials_of_it_were_killed(table: Path, ur
     assert {trial.candidate.name for trial in trials} == {"DecisionTreeClassifier", "RandomForestClassifier"}
 
 
-def test_an_estimator_that_fails_in_its_own_way_costs_a_trial(table: Path, url: str) -> None:
+def test_an_estimator_that_raises_another_type_costs_a_trial(table: Path, url: str) -> None:
     lda = "sklearn.discriminant_analysis.LinearDiscriminantAnalysis"
     searched = {"solver": ["svd", "lsqr"], "shrinkage": [None, 0.1]}
     _, trials = run(table, url, {"estimator": lda, "search": searched}, trials=12)
@@ -212,13 +212,13 @@ def test_an_estimator_that_fails_in_its_own_way_costs_a_trial(table: Path, url: 
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "reason"),
     [
         ("postgresql+nodriver://u:TOPSECRET@h/d", "SEARCH_DATABASE_URL"),
         ("http://u:TOP:SECRET@h:x/", "is no URL of a database"),
     ],
 )
-def test_a_url_that_is_none_is_said_so_without_its_password(table: Path, url: str, said: str) -> None:
-    with pytest.raises(SearchError, match=said) as raised:
+def test_an_invalid_url_is_reported_without_its_password(table: Path, url: str, reason: str) -> None:
+    with pytest.raises(SearchError, match=reason) as raised:
         run(table, url)
     assert "SECRET" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Training on a real MLflow server: what a run leaves behind, and which version becomes production."""
+"""Training on a real MLflow server: the run, the logged model, and the version that becomes production."""
 
 import json
 import threading
@@ -16,15 +16,13 @@ from labstack.errors import LabError
 from labstack.model import skops_file
 from labstack.model.contract import Contract
 from labstack.registry import moves
-from labstack.registry.eligibility import GATES_TAG
-from labstack.registry.roles import Roles, read_all_roles, read_roles
+from labstack.registry.roles import GATES_TAG, Roles, read_all_roles, read_roles
 from labstack.store import datasets
 from labstack.store.audit import Entry, role_moves
-from labstack.training import card, config, data, gates, progress, train
+from labstack.training import card, config, data, gates, progress, tracking, train
 from labstack.training.gates import Gate
+from labstack.training.outcome import Outcome
 from labstack.training.promotion import TrainingError
-from labstack.training.tracking import experiment
-from labstack.training.train import Outcome
 from tests.conftest import Lab, Relay
 
 WORSE = {"params": {"alpha": 10_000.0}}
@@ -66,9 +64,9 @@ def test_a_run_holds_parameters_metrics_plots_and_a_card(lab: Lab) -> None:
     assert run.data.params["estimator"] == "sklearn.linear_model.LogisticRegression"
     assert run.data.params["params.max_iter"] == "1000"
     assert run.data.params["metric"] == "accuracy"
-    measured = run.data.metrics
-    assert {"accuracy", "f1_macro", "log_loss", "roc_auc", "onnx_parity"} <= measured.keys()
-    assert 0.8 < measured["accuracy_low"] <= measured["accuracy"] <= measured["accuracy_high"]
+    metrics = run.data.metrics
+    assert {"accuracy", "f1_macro", "log_loss", "roc_auc", "onnx_parity"} <= metrics.keys()
+    assert 0.8 < metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"]
     plots = [file.path for file in lab.client.list_artifacts(run.info.run_id, "plots")]
     assert plots == [
         f"plots/{name}.png"
@@ -76,14 +74,14 @@ def test_a_run_holds_parameters_metrics_plots_and_a_card(lab: Lab) -> None:
     ]
     card = Path(lab.client.download_artifacts(run.info.run_id, "model_card.md")).read_text()
     assert run.data.tags["mlflow.note.content"] == card
-    for said in ("# iris", "112 rows to learn from and 38 held out", "petal_width", "| accuracy |", "## Limits"):
-        assert said in card
+    for part in ("# iris", "112 rows for training and 38 held out", "petal_width", "| accuracy |", "## Limits"):
+        assert part in card
 
 
-def test_a_run_says_what_it_was_made_of(lab: Lab) -> None:
+def test_a_run_names_its_rows_and_code(lab: Lab) -> None:
     run = lab.client.get_run(str(lab.client.get_model_version("iris", "1").run_id))
-    inputs = {given.tags[0].value: given.dataset for given in run.inputs.dataset_inputs}
-    assert {context: given.name for context, given in inputs.items()} == {
+    inputs = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert {context: dataset.name for context, dataset in inputs.items()} == {
         "training": "iris",
         "evaluation": "iris, held out",
     }
@@ -93,7 +91,7 @@ def test_a_run_says_what_it_was_made_of(lab: Lab) -> None:
     assert len(run.data.tags["mlflow.source.git.commit"]) == 40
 
 
-def test_trials_are_runs_beneath_the_run(lab: Lab, name: str) -> None:
+def test_trials_are_child_runs(lab: Lab, name: str) -> None:
     search = {"trials": 6, "folds": 3}
     pipeline = lab.pipeline("student_exam", model=name, search=search, candidates=RIDGES)
     outcome = train.train(pipeline, lab.registry, lab.engine, lab.settings())
@@ -102,7 +100,8 @@ def test_trials_are_runs_beneath_the_run(lab: Lab, name: str) -> None:
         [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", max_results=50
     )
     assert sorted(trial.info.run_name for trial in trials) == [f"trial {number}" for number in range(6)]
-    assert {trial.data.params["estimator"] for trial in trials} == {one["estimator"] for one in RIDGES}
+    assert {trial.data.tags["labstack.trial"] for trial in trials} == set("012345")
+    assert {trial.data.params["estimator"] for trial in trials} == {candidate["estimator"] for candidate in RIDGES}
     best = min(trial.data.metrics["rmse"] for trial in trials if "rmse" in trial.data.metrics)
     assert run.data.metrics["cv_rmse"] == pytest.approx(best)
     assert run.data.params["trials"] == "6"
@@ -111,9 +110,9 @@ def test_trials_are_runs_beneath_the_run(lab: Lab, name: str) -> None:
 
 
 def test_artifacts_go_through_the_server(lab: Lab) -> None:
-    found = lab.client.get_experiment_by_name("iris")
-    assert found is not None
-    assert found.artifact_location.startswith("mlflow-artifacts:")
+    experiment = lab.client.get_experiment_by_name("iris")
+    assert experiment is not None
+    assert experiment.artifact_location.startswith("mlflow-artifacts:")
     assert list((lab.folder / "mlartifacts").rglob("model.skops"))
     assert not (Path.cwd() / "mlartifacts").exists()
     assert not list((lab.folder / "outputs" / "iris").rglob("model.skops"))  # all that was made is there
@@ -148,7 +147,7 @@ def test_text_and_gaps_are_in_the_signature(lab: Lab, tmp_path: Path, name: str)
     frame.to_csv(tmp_path / "t.csv", index=False)
     lab.train("iris", model=name, data={"csv": tmp_path / "t.csv", "target": "y"}, params={})
     loaded = mlflow.pyfunc.load_model(f"models:/{name}/1")
-    kinds = {one.name: str(one.type) for one in loaded.metadata.signature.inputs}
+    kinds = {column.name: str(column.type) for column in loaded.metadata.signature.inputs}
     assert kinds == {"size": "DataType.double", "colour": "DataType.string"}
     assert len(loaded.predict(pd.DataFrame({"size": [0.1, 2.0], "colour": ["red", None]}))) == 2
 
@@ -167,7 +166,7 @@ def test_an_estimator_that_fits_and_cannot_predict_registers_nothing(lab: Lab, n
     assert not (lab.folder / "outputs" / name).exists() or not list((lab.folder / "outputs" / name).iterdir())
 
 
-def test_a_version_that_fails_a_gate_keeps_no_role_and_says_why(lab: Lab, name: str) -> None:
+def test_a_version_that_fails_a_gate_gets_no_role_and_says_why(lab: Lab, name: str) -> None:
     outcome = lab.outcome("student_exam", model=name, gates={"thresholds": {"r2": 0.999}})
     assert (outcome.passed, outcome.promoted, outcome.version) == (False, False, 1)
     assert outcome.reason.startswith("r2 0.8")
@@ -178,7 +177,7 @@ def test_a_version_that_fails_a_gate_keeps_no_role_and_says_why(lab: Lab, name: 
     assert tags["labstack.gate.parity"].startswith("passed: ")
 
 
-def test_without_registration_only_a_run_is_left(lab: Lab, name: str) -> None:
+def test_without_registration_only_a_run_is_logged(lab: Lab, name: str) -> None:
     pipeline = lab.pipeline("iris", model=name)
     outcome = train.train(pipeline, lab.registry, lab.engine, lab.settings(), register=False)
     assert (outcome.version, outcome.promoted) == (None, False)
@@ -186,7 +185,7 @@ def test_without_registration_only_a_run_is_left(lab: Lab, name: str) -> None:
     assert name not in read_all_roles(lab.registry)
 
 
-def test_a_version_whose_training_was_ended_is_looked_at_again(lab: Lab, name: str) -> None:
+def test_a_training_that_did_not_finish_is_repeated(lab: Lab, name: str) -> None:
     pipeline = lab.pipeline("student_exam", model=name)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(moves, "promote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -196,7 +195,7 @@ def test_a_version_whose_training_was_ended_is_looked_at_again(lab: Lab, name: s
     assert (again.version, again.promoted) == (2, True)
 
 
-def test_gaps_that_production_never_saw_are_no_dead_end(lab: Lab, name: str, tmp_path: Path) -> None:
+def test_new_missing_values_do_not_stop_a_training(lab: Lab, name: str, tmp_path: Path) -> None:
     rows = "".join(f"{n * 37 % 11},{n},{n % 3 + n * 37 % 11}\n" for n in range(80))
     (tmp_path / "t.csv").write_text("x,z,y\n" + rows)
     pipeline = lab.pipeline("student_exam", model=name, data={"csv": tmp_path / "t.csv", "target": "y"})
@@ -216,7 +215,7 @@ def test_names_of_columns_may_hold_anything(lab: Lab, name: str, tmp_path: Path)
     assert outcome.promoted
 
 
-def test_what_did_not_change_can_be_left(lab: Lab, name: str, tmp_path: Path) -> None:
+def test_an_unchanged_pipeline_is_skipped(lab: Lab, name: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y\n" + "".join(f"{n * 37 % 11},{n % 3}\n" for n in range(60)))
     datasets.load_csv(lab.engine, tmp_path / "t.csv", name)
     pipeline = lab.pipeline("student_exam", model=name, data={"dataset": name, "target": "y"})
@@ -233,7 +232,7 @@ def test_what_did_not_change_can_be_left(lab: Lab, name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("approved", [True, False])
-def test_who_asks_is_answered(lab: Lab, name: str, approved: bool) -> None:
+def test_approval_is_asked_for(lab: Lab, name: str, approved: bool) -> None:
     seen: list[Gate] = []
 
     def approve(verdicts: list[Gate]) -> bool:
@@ -246,29 +245,30 @@ def test_who_asks_is_answered(lab: Lab, name: str, approved: bool) -> None:
     assert [gate.name for gate in seen] == ["parity", "latency"]
     assert read_roles(lab.registry, name) == Roles(production=1 if approved else None)
     if not approved:
-        assert outcome.reason == f"nobody approved of it; later: labstack promote {name} 1"
+        assert outcome.reason == f"it was not approved; to promote it later: labstack promote {name} 1"
 
 
 def test_manual_leaves_a_candidate(lab: Lab, name: str) -> None:
     outcome = lab.outcome("iris", model=name, approval="manual")
-    assert (outcome.passed, outcome.promoted, outcome.reason) == (True, False, f"it awaits: labstack promote {name} 1")
+    assert (outcome.passed, outcome.promoted) == (True, False)
+    assert outcome.reason == f"it awaits approval: labstack promote {name} 1"
     assert read_roles(lab.registry, name) == Roles()
 
 
-def test_a_model_keeps_to_its_question(lab: Lab, name: str) -> None:
+def test_a_model_keeps_its_target(lab: Lab, name: str) -> None:
     lab.train("iris", model=name)
-    with pytest.raises(TrainingError, match=r"predicts species \(classification\).*needs a model name of its own"):
+    with pytest.raises(TrainingError, match=r"predicts species \(classification\).*needs another model name"):
         lab.train("student_exam", model=name)
     assert len(lab.client.search_model_versions(f"name = '{name}'")) == 1
 
 
-def test_what_cannot_be_compared_is_not_promoted_and_says_why(lab: Lab, name: str) -> None:
+def test_a_version_that_cannot_be_compared_is_not_promoted(lab: Lab, name: str) -> None:
     lab.train("iris", model=name, estimator="sklearn.svm.LinearSVC", params={})
     outcome = lab.outcome("iris", model=name, metric="log_loss")
     assert (outcome.version, outcome.promoted) == (2, False)
     assert "version 1 gives no log_loss, so the two cannot be compared" in outcome.reason
     narrow = lab.outcome("iris", model=name, data={"dataset": "iris", "target": "species", "drop": ["petal_width"]})
-    assert "version 1 takes" not in narrow.reason  # it was left out of the features, and is there to compare by
+    assert "version 1 also takes" not in narrow.reason  # the column is dropped as a feature, and kept for comparison
     assert "it takes no field 'petal_width'" in narrow.reason
 
 
@@ -279,9 +279,9 @@ def test_two_trainings_at_once_both_finish_and_the_better_one_wins(lab: Lab, nam
     judge = gates.judge
 
     def meet(*arguments: Any) -> list[Gate]:
-        found: list[Gate] = judge(*arguments)
+        verdicts: list[Gate] = judge(*arguments)
         together.wait(60)  # both have judged by version 1
-        return found
+        return verdicts
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gates, "judge", meet)
@@ -309,7 +309,7 @@ def test_two_trainings_at_once_both_finish_and_the_better_one_wins(lab: Lab, nam
         assert tag == ("passed" if outcome.promoted else "failed")
 
 
-def test_a_production_version_that_was_deleted_or_damaged_is_no_dead_end(lab: Lab, name: str) -> None:
+def test_a_deleted_or_damaged_production_version_can_be_replaced(lab: Lab, name: str) -> None:
     lab.train("iris", model=name)
     lab.client.delete_model_version(name, "1")
     assert lab.train("iris", model=name) == 2
@@ -324,20 +324,20 @@ def test_a_production_version_that_was_deleted_or_damaged_is_no_dead_end(lab: La
         lab.client.delete_registered_model(name)
 
 
-def test_a_judgement_on_rows_that_production_learnt_from_says_so(lab: Lab, name: str) -> None:
+def test_a_comparison_on_training_rows_of_production_says_so(lab: Lab, name: str) -> None:
     lab.train("student_exam", model=name, params={"alpha": 10_000.0})
     lab.train("student_exam", model=name, split={"test_fraction": 0.25, "seed": 7})
     [newest, _] = production_moves(lab, name)
-    assert newest.reason.endswith("; it may have learnt from some of these rows")
+    assert newest.reason.endswith("; it may have been trained on some of these rows")
 
 
-def test_an_experiment_whose_artifacts_lie_elsewhere_is_refused(lab: Lab, name: str, tmp_path: Path) -> None:
+def test_an_experiment_with_artifacts_elsewhere_is_rejected(lab: Lab, name: str, tmp_path: Path) -> None:
     lab.client.create_experiment(name, artifact_location=str(tmp_path))
     with pytest.raises(TrainingError, match=str(tmp_path)):
         lab.train("iris", model=name)
 
 
-def test_a_registry_that_goes_midway_costs_nothing_that_was_computed(lab: Lab, name: str) -> None:
+def test_a_lost_registry_leaves_the_package_on_disk(lab: Lab, name: str) -> None:
     with Relay(lab.tracking_uri) as relay:
         settings = lab.settings(mlflow_tracking_uri=relay.url)
         client = type(lab.registry)(relay.url, retries=0)
@@ -353,12 +353,12 @@ def test_a_registry_that_goes_midway_costs_nothing_that_was_computed(lab: Lab, n
                 train.train(lab.pipeline("iris", model=name), client, lab.engine, settings)
         relay.open()
     folder = Path(str(raised.value).partition("lies in ")[2].removesuffix("."))
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    assert {"model.skops", "model.onnx", "contract.json", "model_card.md", "gates.json"} < found
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    assert {"model.skops", "model.onnx", "contract.json", "model_card.md", "gates.json"} < files
     assert lab.train("iris", model=name) == 1
 
 
-def test_a_dataset_that_vanished_is_said_so(lab: Lab) -> None:
+def test_a_missing_dataset_is_reported(lab: Lab) -> None:
     with pytest.raises(datasets.UnknownDatasetError, match="there are: "):
         lab.train("iris", data={"dataset": "gone", "target": "species"})
 
@@ -368,9 +368,9 @@ def test_training_leaves_the_database_unlocked(lab: Lab) -> None:
         assert connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0] == 0
 
 
-def test_trainings_that_begin_together_share_one_experiment(lab: Lab, name: str) -> None:
+def test_concurrent_trainings_share_one_experiment(lab: Lab, name: str) -> None:
     together = threading.Barrier(4)
-    found: list[str] = []
+    experiments: list[str] = []
 
     class Client(MlflowClient):
         """Creates no experiment before the others have looked for it, too."""
@@ -380,12 +380,12 @@ def test_trainings_that_begin_together_share_one_experiment(lab: Lab, name: str)
             return str(super().create_experiment(*arguments, **keywords))
 
     def look() -> None:
-        found.append(experiment(Client(lab.tracking_uri, lab.tracking_uri), name))
+        experiments.append(tracking.experiment(Client(lab.tracking_uri, lab.tracking_uri), name))
 
     threads = [threading.Thread(target=look) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    assert len(set(found)) == 1
+    assert len(experiments) == 4
+    assert len(set(experiments)) == 1

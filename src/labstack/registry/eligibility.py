@@ -10,12 +10,9 @@ from labstack.errors import LabError
 from labstack.model.contract import Contract
 from labstack.registry import moves, trial
 from labstack.registry.client import MlflowRest, RegistryError, RegistryUnreachableError
-from labstack.registry.roles import SCHEMA_CHANGE_TAG, living_production
+from labstack.registry.roles import FAILED, GATE_TAG, GATES_TAG, PASSED, SCHEMA_CHANGE_TAG, living_production
 from labstack.settings import Settings
 from labstack.store import audit
-
-GATES_TAG, GATE_TAG = "labstack.gates", "labstack.gate."
-PASSED, FAILED = "passed", "failed"
 
 log = structlog.get_logger(__name__)
 

@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from labstack.registry.client import MlflowRest, RegistryFailedError, Version
-from labstack.registry.eligibility import FAILED, GATE_TAG, GATES_TAG
-from labstack.registry.roles import living, read_all_roles
+from labstack.registry.roles import FAILED, GATE_TAG, GATES_TAG, living, read_all_roles
 from labstack.settings import Settings, without_credentials
 
 FILE_NAME = "deployment_manifest.json"

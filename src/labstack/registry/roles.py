@@ -15,7 +15,9 @@ from labstack.registry.client import MlflowRest, Model, NotThereError, RegistryU
 
 PRODUCTION, CANARY, PREVIOUS = ROLES = ("production", "canary", "previous")
 ROLLOUT_TAG = "labstack.canary"
-MOVED_TAG = "labstack.moved"  # of a model: the version that the lab itself made production last
+MOVED_TAG = "labstack.moved"  # of a model: the version that a command of the lab made production last
+GATES_TAG, GATE_TAG = "labstack.gates", "labstack.gate."  # of a version: all its gates, and each by its name
+PASSED, FAILED = "passed", "failed"
 SCHEMA_CHANGE_TAG = "labstack.schema_change"  # of a version that may break what callers of production send
 
 

@@ -1,4 +1,4 @@
-"""The pipeline file: YAML that says how a model is made, checked before anything else happens."""
+"""The pipeline file: YAML that describes how to train a model, validated before anything else happens."""
 
 import importlib
 import re
@@ -16,9 +16,9 @@ from labstack.training import filters
 
 FOLDER = ROOT / "src" / "pipelines"
 MAX_BYTES = 1 << 20  # of a pipeline file
-MAX_PARTS = 100_000  # keys, values and lists of a file, those counted again that an alias repeats
+MAX_NODES = 100_000  # keys, values and lists of a file, counted again for each alias
 
-# the metrics of each task, and whether more is better
+# the metrics of each task; True when a higher value is better
 METRICS = {
     "classification": {
         "accuracy": True,
@@ -29,9 +29,11 @@ METRICS = {
     },
     "regression": {"rmse": False, "mae": False, "r2": True},
 }
-OF_SCIKIT_LEARN = re.compile(r"sklearn(\.(?!tests|externals|conftest)[a-z]\w*)+\.[A-Za-z]\w*", re.ASCII)  # in public
+ESTIMATOR_PATH = re.compile(
+    r"sklearn(\.(?!tests|externals|conftest)[a-z]\w*)+\.[A-Za-z]\w*", re.ASCII
+)  # public modules only
 SCALARS = {bool, int, float, str, type(None)}
-OF_PROBABILITIES = ("roc_auc", "log_loss")
+PROBABILITY_METRICS = ("roc_auc", "log_loss")
 
 
 class PipelineError(LabError):
@@ -39,30 +41,30 @@ class PipelineError(LabError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number, which YAML 1.1 takes for text."""
+    """A safe loader of limited YAML, in which 1e-3 is a number; YAML 1.1 takes it for text."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """The file's parts, when they are not too many with those that an alias repeats."""
+        """Return the root node. Raises ConstructorError when aliases multiply the nodes beyond MAX_NODES."""
         node = super().get_single_node()
-        open_, count = [node], 0
-        while open_:
-            part, count = open_.pop(), count + 1
-            if count > MAX_PARTS:
-                raise yaml.constructor.ConstructorError(None, None, f"it has more than {MAX_PARTS:,} parts")
-            if isinstance(part, yaml.MappingNode):
-                open_ += [node for pair in part.value for node in pair]
-            elif isinstance(part, yaml.SequenceNode):
-                open_ += part.value
+        pending, count = [node], 0
+        while pending:
+            current, count = pending.pop(), count + 1
+            if count > MAX_NODES:
+                raise yaml.constructor.ConstructorError(None, None, f"it has more than {MAX_NODES:,} parts")
+            if isinstance(current, yaml.MappingNode):
+                pending += [child for pair in current.value for child in pair]
+            elif isinstance(current, yaml.SequenceNode):
+                pending += current.value
         return node
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping; YAML's own loader takes the last of two equal keys without a word."""
+    """Construct a mapping. Raises ConstructorError for a repeated key, of which YAML's own loader takes the last."""
     loader.flatten_mapping(node)
     seen: set[object] = set()
     for key, _ in node.value:
         if key.value in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is said twice", key.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
         seen.add(key.value)
     try:
         return dict(loader.construct_mapping(node, deep=True))
@@ -76,21 +78,21 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 )
 
 
-class Part(BaseModel):
-    """A part of the file: what it does not know, it refuses."""
+class Section(BaseModel):
+    """A section of the file. Unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class Sql(Part):
-    """Rows of any database that SQLAlchemy reaches; `$NAME` in the URL stands for a variable of the environment."""
+class Sql(Section):
+    """Rows of a database that SQLAlchemy supports. `$NAME` in the URL stands for a variable of the environment."""
 
     url: str
     query: str
 
 
-class Data(Part):
-    """Where rows come from, which column is the target, and which are features; by default all others."""
+class Data(Section):
+    """The source of the rows, the target column and the feature columns; by default all others are features."""
 
     dataset: str | None = None
     csv: Path | None = None
@@ -99,7 +101,7 @@ class Data(Part):
     target: str
     features: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
-    filter: str | None = Field(None, description="Which rows: a condition, as labstack.training.filters reads it.")
+    filter: str | None = Field(None, description="A condition that rows must meet; see labstack.training.filters.")
 
     @field_validator("filter")
     @classmethod
@@ -111,11 +113,11 @@ class Data(Part):
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
         if sum(source is not None for source in (self.dataset, self.csv, self.parquet, self.sql)) != 1:
-            raise ValueError("one of dataset, csv, parquet and sql is needed, and no other beside it")
+            raise ValueError("exactly one of dataset, csv, parquet and sql is needed")
         if self.features is not None and self.target in self.features:
             raise ValueError(f"features: the target {self.target!r} cannot be a feature")
         if self.features is not None and len(set(self.features)) < len(self.features):
-            raise ValueError("features: each is named once")
+            raise ValueError("features: a name is given twice")
         return self
 
     def __str__(self) -> str:
@@ -123,12 +125,17 @@ class Data(Part):
             return "an SQL query"
         return f"dataset {self.dataset!r}" if self.dataset is not None else str(self.csv or self.parquet)
 
+    @property
+    def title(self) -> str:
+        """The source, as the start of a sentence; a path stays as it is."""
+        return str(self) if self.csv or self.parquet else str(self)[0].upper() + str(self)[1:]
 
-class Split(Part):
-    """The part of the rows that is held out for evaluation, and how it is drawn.
 
-    `stratified` keeps the classes' shares, and is what a classification does by default; `time` holds out the latest
-    rows by a column, `group` whole groups of rows.
+class Split(Section):
+    """The way rows are held out for evaluation.
+
+    `stratified`, the default for classification, keeps the shares of the classes; `time` holds out the latest rows by a
+    column; `group` holds out whole groups of rows.
     """
 
     by: Literal["random", "stratified", "time", "group"] | None = None
@@ -143,16 +150,16 @@ class Split(Part):
         return self
 
 
-class Preprocessing(Part):
-    """What is done to features before they are learnt from; what is not needed is left out."""
+class Preprocessing(Section):
+    """Preparation of the features; a step that no column needs is skipped."""
 
     impute: Literal["median", "mean", "most_frequent", "none"] = "median"
     scale: Literal["standard", "minmax", "robust", "none"] = "standard"
     encode: Literal["one_hot", "ordinal"] = "one_hot"
 
 
-class Range(Part):
-    """Numbers from low to high, both included; whole ones where both are."""
+class Range(Section):
+    """Numbers from low to high, both included; integers when both are integers."""
 
     low: int | float = Field(allow_inf_nan=False)
     high: int | float = Field(allow_inf_nan=False)
@@ -160,7 +167,7 @@ class Range(Part):
     step: int | float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
-    def _is_one(self) -> "Range":
+    def _is_valid(self) -> "Range":
         if not self.low < self.high:
             raise ValueError("low must be less than high")
         if self.log and (self.low <= 0 or self.step is not None):
@@ -170,12 +177,12 @@ class Range(Part):
 
 Choices = Annotated[
     Annotated[Range, Tag("range")] | Annotated[tuple[Any, ...], Tag("list")],
-    Discriminator(lambda given: "range" if isinstance(given, dict | Range) else "list"),
+    Discriminator(lambda value: "range" if isinstance(value, dict | Range) else "list"),
 ]
 
 
-class Candidate(Part):
-    """An estimator of scikit-learn by its import path, with fixed parameters and others that are searched."""
+class Candidate(Section):
+    """An estimator of scikit-learn by its import path, with fixed parameters and parameters to search."""
 
     estimator: str
     params: dict[str, Any] = {}
@@ -185,13 +192,13 @@ class Candidate(Part):
     @classmethod
     def _is_of_scikit_learn(cls, path: str) -> str:
         module, _, name = path.rpartition(".")
-        if not OF_SCIKIT_LEARN.fullmatch(path):
-            raise ValueError("an estimator is named by its import path in scikit-learn, such as sklearn.svm.SVC")
+        if not ESTIMATOR_PATH.fullmatch(path):
+            raise ValueError("give an estimator by its import path in scikit-learn, such as sklearn.svm.SVC")
         try:
-            found = getattr(importlib.import_module(module), name)
+            estimator = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"scikit-learn has no {path}") from error
-        if not (isinstance(found, type) and issubclass(found, BaseEstimator)):
+        if not (isinstance(estimator, type) and issubclass(estimator, BaseEstimator)):
             raise ValueError(f"{path} is no estimator")
         return path
 
@@ -212,16 +219,16 @@ class Candidate(Part):
         return self.estimator.rpartition(".")[2]
 
     def make(self, chosen: dict[str, Any] | None = None) -> Any:
-        """A new estimator with its parameters and those that were chosen. Raises ValueError where it has none such."""
+        """Return a new estimator with the fixed and the chosen parameters. Raises ValueError when it rejects them."""
         module, _, name = self.estimator.rpartition(".")
         try:
             return getattr(importlib.import_module(module), name)(**self.params | (chosen or {}))
-        except Exception as error:  # an estimator may refuse its parameters in any way
+        except Exception as error:  # an estimator may raise any type
             raise ValueError(f"params: {error}") from error
 
 
-class Search(Part):
-    """How long the best candidate and parameters are searched, by cross-validation on the training rows."""
+class Search(Section):
+    """The limits of the search for the best candidate and parameters, and its cross-validation."""
 
     trials: int = Field(20, ge=1, le=100_000)
     seconds: float | None = Field(None, gt=0)
@@ -230,11 +237,11 @@ class Search(Part):
     processes: int = Field(1, ge=1, le=64)
 
 
-class Expectation(Part):
-    """What must become of predictions when one feature of the held-out rows changes and all else stays.
+class Expectation(Section):
+    """A rule for predictions of held-out rows when one feature changes and the others stay.
 
-    `raise` adds `by`, a tenth of the feature's range by default; `swap` puts each other category in. Of a
-    classification `class` names the class whose probability is meant.
+    `raise` adds `by` to a number, by default a tenth of its range; `swap` tries each other category. For a
+    classification, `class` names the class whose probability is checked.
     """
 
     raise_: str | None = Field(None, alias="raise")
@@ -242,15 +249,15 @@ class Expectation(Part):
     swap: str | None = None
     must: Literal["not fall", "not rise", "not change"]
     class_: str | None = Field(None, alias="class")
-    tolerance: float = Field(0.0, ge=0, description="How far a prediction may go the wrong way.")
-    share: float = Field(1.0, gt=0, le=1, description="Of the rows, for which it must hold.")
+    tolerance: float = Field(0.0, ge=0, description="By how much a prediction may violate the rule.")
+    share: float = Field(1.0, gt=0, le=1, description="The share of rows for which the rule must hold.")
 
     @model_validator(mode="after")
     def _changes_one(self) -> "Expectation":
         if (self.raise_ is None) == (self.swap is None):
-            raise ValueError("raise a feature, or swap one")
+            raise ValueError("exactly one of raise and swap is needed")
         if self.swap is not None and (self.by is not None or self.must != "not change"):
-            raise ValueError("swap: categories have no order, so all that can be asked is must: not change")
+            raise ValueError("swap: categories have no order, so that only must: not change is possible")
         return self
 
     @property
@@ -259,12 +266,12 @@ class Expectation(Part):
 
     def __str__(self) -> str:
         verb = f"raising {self.raise_}" if self.raise_ else f"swapping {self.swap}"
-        of = f"the probability of {self.class_}" if self.class_ else "the prediction"
-        return f"{verb}, {of} must {self.must}"
+        output = f"the probability of {self.class_}" if self.class_ else "the prediction"
+        return f"{verb}, {output} must {self.must}"
 
 
-class Slice(Part):
-    """A floor, or for metrics of which less is better a ceiling, for each group of rows with one value of a column."""
+class Slice(Section):
+    """A limit of a metric for each group of rows that share a value of a column: the worst value that passes."""
 
     column: str
     limit: float
@@ -272,20 +279,20 @@ class Slice(Part):
     min_rows: int = Field(20, ge=1)
 
 
-class Gates(Part):
-    """What a candidate must pass before it may become production."""
+class Gates(Section):
+    """The rules that a candidate must pass before it may become production."""
 
     thresholds: dict[str, float] = {}
-    margin: float = Field(0.0, ge=0, description="How much worse than production's the metric may be, in its unit.")
+    margin: float = Field(0.0, ge=0, description="How much worse than production the metric may be, in its unit.")
     expectations: tuple[Expectation, ...] = ()
     slices: tuple[Slice, ...] = ()
     onnx: Literal["preferred", "required", "off"] = "preferred"
-    latency_ms: float = Field(50.0, gt=0, description="Of one row, the median, in this process.")
+    latency_ms: float = Field(50.0, gt=0, description="The limit of the median time to predict one row.")
     allow_schema_change: bool = False
 
 
-class Pipeline(Part):
-    """How a model is made."""
+class Pipeline(Section):
+    """A pipeline file: the training, the gates and the promotion of a model."""
 
     model: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
     task: Literal["classification", "regression"]
@@ -304,10 +311,11 @@ class Pipeline(Part):
         if not self.candidates:
             raise ValueError("candidates: at least one is needed")
         known = METRICS[self.task]
-        asked = [("metric", self.metric), *(("gates.thresholds", name) for name in self.gates.thresholds)]
-        for place, metric in asked + [("gates.slices.metric", one.metric or self.metric) for one in self.gates.slices]:
+        metrics = [("metric", self.metric), *(("gates.thresholds", name) for name in self.gates.thresholds)]
+        metrics += [("gates.slices.metric", rule.metric or self.metric) for rule in self.gates.slices]
+        for key, metric in metrics:
             if metric not in known:
-                raise ValueError(f"{place}: a {self.task} is measured by {', '.join(known)}; not by {metric}")
+                raise ValueError(f"{key}: a {self.task} is measured by {', '.join(known)}; not by {metric}")
         classifies = self.task == "classification"
         if self.split.by == "stratified" and not classifies:
             raise ValueError("split.by: a regression has no classes to be stratified by")
@@ -315,19 +323,19 @@ class Pipeline(Part):
             estimator = candidate.make()
             try:
                 fits = is_classifier(estimator) if classifies else is_regressor(estimator)
-            except Exception as error:  # one that asks another, which is none
+            except Exception as error:  # a wrapper asks its inner estimator, which may be none
                 raise ValueError(f"candidates.{number}.params: {error}") from error
             if not fits:
                 raise ValueError(f"candidates.{number}.estimator: {candidate.estimator} does not do {self.task}")
-            if self.metric in OF_PROBABILITIES and not hasattr(estimator, "predict_proba"):
+            if self.metric in PROBABILITY_METRICS and not hasattr(estimator, "predict_proba"):
                 raise ValueError(
                     f"metric: {candidate.estimator} with these params gives no probabilities, which {self.metric} needs"
                 )
-        for wish in self.gates.expectations:
-            if wish.class_ is not None and not classifies:
+        for rule in self.gates.expectations:
+            if rule.class_ is not None and not classifies:
                 raise ValueError("gates.expectations.class: a regression has no classes")
-            if wish.class_ is None and classifies and wish.must != "not change":
-                raise ValueError(f"gates.expectations.class: which class's probability must {wish.must}?")
+            if rule.class_ is None and classifies and rule.must != "not change":
+                raise ValueError(f"gates.expectations.class: which class's probability must {rule.must}?")
         return self
 
     @cached_property
@@ -335,20 +343,25 @@ class Pipeline(Part):
         return METRICS[self.task][self.metric]
 
     @property
+    def needs_search(self) -> bool:
+        """True when there is more than one candidate, or a parameter to choose."""
+        return len(self.candidates) > 1 or any(candidate.search for candidate in self.candidates)
+
+    @property
     def split_by(self) -> str:
-        """How the rows are split, said or not."""
+        """The way the rows are split, with the task's default."""
         return self.split.by or ("stratified" if self.task == "classification" else "random")
 
 
 def names() -> list[str]:
-    """The pipelines that come with the lab."""
+    """Return the names of the pipelines in src/pipelines."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def read(name: str) -> Pipeline:
-    """A pipeline by its name in src/pipelines, or by the path of its file. Raises PipelineError.
+    """Read a pipeline by its name in src/pipelines, or by the path of its file. Raises PipelineError.
 
-    The path of a table in the file is one from the file's own folder.
+    Paths of tables in the file are relative to its folder.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     try:
@@ -363,19 +376,20 @@ def read(name: str) -> Pipeline:
         raise PipelineError(f"{path} is no pipeline: it is larger than {MAX_BYTES:,} bytes.")
     try:
         pipeline = Pipeline.model_validate(yaml.load(text, _Loader))  # noqa: S506  # a SafeLoader
-    except yaml.YAMLError as error:  # whose own text quotes the file, which may hold a password
+    except yaml.YAMLError as error:  # its own text quotes the file, which may contain a password
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise PipelineError(f"{path}{place} is not YAML: {problem or 'it cannot be read'}.") from None
+        line = f", line {mark.line + 1}" if mark else ""
+        raise PipelineError(f"{path}{line} is not YAML: {problem or 'it cannot be read'}.") from None
     except RecursionError as error:
-        raise PipelineError(f"{path} is not YAML: its parts lie too deep in each other.") from error
+        raise PipelineError(f"{path} is not YAML: it is nested too deeply.") from error
     except ValidationError as error:
-        raise PipelineError(f"{path}: {'; '.join(dict.fromkeys(map(_told, error.errors())))}") from error
+        raise PipelineError(f"{path}: {'; '.join(dict.fromkeys(map(_message, error.errors())))}") from error
     tables = {kind: path.parent / table for kind in ("csv", "parquet") if (table := getattr(pipeline.data, kind))}
     return pipeline.model_copy(update={"data": pipeline.data.model_copy(update=tables)})
 
 
-def _told(fault: Any) -> str:
-    """A fault as people read it: the key, and what is wrong or allowed."""
-    place = ".".join(str(part) for part in fault["loc"] if part not in ("range", "list"))
-    return ": ".join(filter(None, [place, fault["msg"].removeprefix("Value error, ")]))
+def _message(details: Any) -> str:
+    """Return one error of pydantic as people read it: the key, and what is wrong or allowed."""
+    key = ".".join(str(part) for part in details["loc"] if part not in ("range", "list"))
+    reason = details["ctx"]["error"] if details["type"] == "value_error" else details["msg"]
+    return f"{key}: {reason}" if key else str(reason)

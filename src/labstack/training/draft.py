@@ -1,4 +1,4 @@
-"""A look at a table: what its columns hold, and the first draft of a pipeline file."""
+"""A first look at a dataset: a description of its columns, and a draft of a pipeline file."""
 
 import json
 import re
@@ -10,9 +10,10 @@ from sqlalchemy import Engine
 
 from labstack.store import datasets
 from labstack.store.rows import Rows
-from labstack.training.data import MAX_CATEGORIES, DataError
+from labstack.training.checks import MAX_CATEGORIES
+from labstack.training.table import DataError
 
-CLASSES = 20  # numbers of at most so many different values are taken for classes
+CLASSES = 20  # a target of numbers with at most this many different values is taken for classes
 
 TEXT = """\
 # {question}
@@ -25,7 +26,7 @@ split:
   by: {split}
   test_fraction: 0.25
   seed: 42
-# Imputing, scaling and one-hot encoding follow from the columns; `preprocessing:` would say otherwise.
+# The defaults impute, scale and one-hot encode as the columns need it; `preprocessing:` changes that.
 candidates:
 {candidates}
 search:
@@ -34,12 +35,12 @@ search:
 metric: {metric}
 gates:
   # thresholds: {{{metric}: {limit}}}
-  margin: 0.0 # how much worse than production's the metric may be
+  margin: 0.0 # how much worse than production the metric may be
   latency_ms: 50
 approval: auto # or ask, or manual
 """
 
-DROP = "\n  drop: {names} # they look like ids, or hold one value"
+DROP = "\n  drop: {names} # these look like ids, or have a single value"
 
 CLASSIFIERS = """\
   - estimator: sklearn.linear_model.LogisticRegression
@@ -58,15 +59,15 @@ REGRESSORS = """\
 
 
 def write(engine: Engine, dataset: str, target: str, model: str | None) -> str:
-    """The text of a pipeline for a dataset of the store. Raises DatasetError and DataError."""
+    """Return the text of a pipeline file for a dataset of the store. Raises DatasetError and DataError."""
     rows = datasets.read(engine, dataset)
     columns = dict(zip([column.name for column in rows.columns], rows.cells, strict=True))
     if target not in columns:
         raise DataError(f"Dataset {dataset!r} has no column {target!r}; it has: {', '.join(columns)}.")
-    known = pd.Series(columns[target]).dropna()
-    classifies = known.dtype == object or known.nunique() <= min(CLASSES, len(known) // 10)
+    labels = pd.Series(columns[target]).dropna()
+    classifies = labels.dtype == object or labels.nunique() <= min(CLASSES, len(labels) // 10)
     drop = [name for name, cells in columns.items() if name != target and _is_useless(cells)]
-    fewest = int(known.value_counts().min()) if classifies and len(known) else len(known)
+    fewest = int(labels.value_counts().min()) if classifies and len(labels) else len(labels)
     return TEXT.format(
         question=f"What is {target}?" if classifies else f"How much is {target}?",
         model=model or _name(dataset),
@@ -78,34 +79,35 @@ def write(engine: Engine, dataset: str, target: str, model: str | None) -> str:
         folds=max(2, min(5, fewest * 3 // 4)),
         candidates=CLASSIFIERS if classifies else REGRESSORS,
         metric="accuracy" if classifies else "rmse",
-        limit=0.8 if classifies else round(float(np.std(known.to_numpy(float))) / 2, 4),
+        limit=0.8 if classifies else round(float(np.std(labels.to_numpy(float))) / 2, 4),
     )
 
 
 def _name(dataset: str) -> str:
-    """A model's name after a dataset's."""
+    """Derive a model's name from a dataset's."""
     name = re.sub(r"\W+", "_", dataset, flags=re.ASCII).strip("_")[:64]
     return name if name[:1].isalpha() else f"model_{name}"[:64]
 
 
 def describe(rows: Rows) -> list[dict[str, Any]]:
-    """What each column holds: for numbers their range, mean and spread, for text the most frequent values."""
-    found = []
+    """Describe each column: range, mean and standard deviation of numbers, the most frequent values of text."""
+    descriptions = []
     for column, cells in zip(rows.columns, rows.cells, strict=True):
-        known = pd.Series(cells).dropna()
-        about: dict[str, Any] = {"column": column.name, "type": column.type, "missing": len(cells) - len(known)}
-        about["different"] = int(known.nunique())
-        if column.type == "number" and len(known):
-            about |= {"min": known.min(), "mean": known.mean(), "max": known.max(), "std": known.std(ddof=0)}
-        elif len(known):
-            about["most"] = {str(name): int(count) for name, count in known.value_counts().head(5).items()}
-        found.append(about)
-    return found
+        present = pd.Series(cells).dropna()
+        entry: dict[str, Any] = {"column": column.name, "type": column.type, "missing": len(cells) - len(present)}
+        entry["different"] = int(present.nunique())
+        if column.type == "number" and len(present):
+            entry |= {"min": present.min(), "mean": present.mean(), "max": present.max(), "std": present.std(ddof=0)}
+        elif len(present):
+            entry["most"] = {str(name): int(count) for name, count in present.value_counts().head(5).items()}
+        descriptions.append(entry)
+    return descriptions
 
 
 def _is_useless(cells: Any) -> bool:
-    known = pd.Series(cells).dropna()
-    different = known.nunique()
-    if known.dtype == object:
-        return different < 2 or different > MAX_CATEGORIES or different == len(known) > 10
-    return different < 2 or (len(known) > 10 and bool((np.diff(known) == 1).all()))
+    """Return whether a column is constant, has too many categories, or looks like an id."""
+    present = pd.Series(cells).dropna()
+    different = present.nunique()
+    if present.dtype == object:
+        return different < 2 or different > MAX_CATEGORIES or different == len(present) > 10
+    return different < 2 or (len(present) > 10 and bool((np.diff(present) == 1).all()))

@@ -1,4 +1,4 @@
-"""Conditions on rows: the part of pandas' query language that compares, computes and joins, and can run no code."""
+"""Conditions on rows: a subset of pandas' query language that compares, computes and joins, and cannot run code."""
 
 import ast
 import operator
@@ -14,8 +14,8 @@ import pandas as pd
 from labstack.errors import LabError
 
 MAX_LENGTH = 10_000  # characters
-MAX_DEPTH = 100  # of expressions in expressions
-MAX_WHOLE = 2**53  # beyond, float64 does not hold every whole number
+MAX_DEPTH = 100  # of nested expressions
+MAX_WHOLE = 2**53  # above, float64 cannot represent every integer
 
 ALLOWED = (
     "a filter compares columns, numbers and text (== != < <= > >=, in [...], not in [...], column.isna(), "
@@ -26,7 +26,7 @@ _PIECES = re.compile(
     r"""|(?P<variable>@)|(?P<space>\s|\#[^\n]*)|(?P<join>[&|])|(?P<other>.)""",
     re.DOTALL,
 )
-_JOINS = {"&": " and ", "|": " or "}  # which in a query bind as loosely as the words
+_JOINS = {"&": " and ", "|": " or "}  # in a query they have the precedence of the words
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -62,60 +62,60 @@ _NOUNS: dict[type[ast.AST], str] = {
     ast.GeneratorExp: "a comprehension",
 }
 
-Condition = Callable[[pd.DataFrame], "pd.Series[bool]"]  # of rows, which of them are meant
-_Value = Callable[[pd.DataFrame], Any]  # of rows, a column or a literal
+Condition = Callable[[pd.DataFrame], "pd.Series[bool]"]  # maps rows to a mask of the rows that meet it
+_Value = Callable[[pd.DataFrame], Any]  # maps rows to a column or a literal
 
 
 class FilterError(LabError, ValueError):
-    """A filter is not allowed, or does not fit the rows; the text says where in it and why."""
+    """A filter is not allowed, or does not fit the rows; the text gives the position and the reason."""
 
 
 def parse(text: str) -> Condition:
-    """The condition that a filter states. It raises FilterError, as this does, where the rows do not fit."""
+    """Parse a filter. Raises FilterError, as does the condition when rows do not fit it."""
     if len(text) > MAX_LENGTH:
         raise FilterError(f"it has {len(text):,} characters; {MAX_LENGTH:,} are allowed.")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise FilterError("it holds half of a character, which no column or text does.")
+        raise FilterError("it contains a lone surrogate, which is no character.")
     return _Parser(text).condition()
 
 
 class _Parser:
-    """A filter's text, and the conditions and values that its parts state."""
+    """A parser of one filter, from its text to conditions and values."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.places: list[int] = []  # of each byte that is parsed, in the text; quoted names are parsed as `_`
+        self.positions: list[int] = []  # the position in the text of each parsed byte; quoted names are parsed as `_`
 
     def condition(self) -> Condition:
         source = self._source()
         try:
-            with warnings.catch_warnings(action="ignore"):  # of escapes such as "\d"
+            with warnings.catch_warnings(action="ignore"):  # about escapes such as "\d"
                 tree = ast.parse(source, mode="eval")
         except SyntaxError as error:
-            place = self.places[min(len(source[: (error.offset or 1) - 1].encode()), len(self.places) - 1)]
-            raise self._fault(place, place + 20, f"{error.msg}; {ALLOWED}") from None
-        except (ValueError, RecursionError, MemoryError) as error:  # NUL; too deep for Python's parser
-            raise FilterError(f"it cannot be parsed: {error or 'it is too deep'}; {ALLOWED}.") from None
+            position = self.positions[min(len(source[: (error.offset or 1) - 1].encode()), len(self.positions) - 1)]
+            raise self._error(position, position + 20, f"{error.msg}; {ALLOWED}") from None
+        except (ValueError, RecursionError, MemoryError) as error:  # NUL, or nested too deeply for Python's parser
+            raise FilterError(f"it cannot be parsed: {error or 'it is nested too deeply'}; {ALLOWED}.") from None
         return self._condition(tree.body, 0)
 
     def _source(self) -> str:
-        """The text as an expression of Python in one line."""
+        """Return the text as a Python expression on one line."""
         parts = []
         for piece in _PIECES.finditer(self.text):
             kind, start = piece.lastgroup, piece.start()
             if kind == "open":
-                raise self._fault(start, start + 20, "a quote is not closed")
+                raise self._error(start, start + 20, "a quote is not closed")
             if kind == "variable":
-                raise self._fault(start, start + 20, f"@ is not allowed; {ALLOWED}")
+                raise self._error(start, start + 20, f"@ is not allowed; {ALLOWED}")
             if kind == "name":
                 part = " _ "
-                self.places += [start, start, piece.end()]
+                self.positions += [start, start, piece.end()]
             else:
                 part = {"space": " ", "join": _JOINS.get(piece[0], "")}.get(kind or "", piece[0])
-                self.places += [start] * len(part.encode())
+                self.positions += [start] * len(part.encode())
             parts.append(part)
         lead = len("".join(parts)) - len("".join(parts).lstrip())
-        self.places = [*self.places[lead:], len(self.text)]
+        self.positions = [*self.positions[lead:], len(self.text)]
         return "".join(parts)[lead:]
 
     def _condition(self, node: ast.expr, depth: int) -> Condition:
@@ -138,7 +138,7 @@ class _Parser:
             case ast.Name() | ast.Constant() | ast.BinOp() | ast.UnaryOp() | ast.List() | ast.Tuple():
                 raise self._wrong(node, "this is no condition, such as age >= 18")
             case _:
-                raise self._refused(node)
+                raise self._rejected(node)
 
     def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr, depth: int) -> Condition:
         if not any(isinstance(part, ast.Name) for side in (left, right) for part in ast.walk(side)):
@@ -148,15 +148,15 @@ class _Parser:
         if isinstance(op, ast.In | ast.NotIn) or isinstance(right, ast.List | ast.Tuple):
             return self._membership(left, op, right, depth)
         if type(op) not in _COMPARISONS:
-            raise self._refused(op, left)
+            raise self._rejected(op, left)
         if _is_none(left) or _is_none(right):
             raise self._wrong(left, "nothing is equal to None; write column.isna() or column.notna()")
         compare, values = _COMPARISONS[type(op)], [self._value(side, depth) for side in (left, right)]
 
         def compared(rows: pd.DataFrame) -> Any:
             first, second = (value(rows) for value in values)
-            if _kind(first) == "a moment" or _kind(second) == "a moment":
-                first, second = self._moment(left, first), self._moment(right, second)
+            if _kind(first) == "a date" or _kind(second) == "a date":
+                first, second = self._time(left, first), self._time(right, second)
             self._require_alike(left, first, right, second)
             return compare(first, second)
 
@@ -164,7 +164,7 @@ class _Parser:
 
     def _membership(self, left: ast.expr, op: ast.cmpop, right: ast.expr, depth: int) -> Condition:
         if not isinstance(right, ast.List | ast.Tuple):
-            raise self._wrong(right, "after in a list is needed, as in [1, 2]")
+            raise self._wrong(right, "in needs a list, as in [1, 2]")
         if not isinstance(op, ast.In | ast.NotIn | ast.Eq | ast.NotEq):
             raise self._wrong(right, "a list is not compared in this way; write in or not in")
         for entry in right.elts:
@@ -173,18 +173,18 @@ class _Parser:
         value = self._value(left, depth)
         entries = [_nothing if _is_none(entry) else self._value(entry, depth) for entry in right.elts]
 
-        def included(rows: pd.DataFrame) -> Any:
+        def is_member(rows: pd.DataFrame) -> Any:
             column = value(rows)
             known = []
             for node, entry in zip(right.elts, (entry(rows) for entry in entries), strict=True):
                 if entry is not None:
-                    entry = self._moment(node, entry) if _kind(column) == "a moment" else entry
+                    entry = self._time(node, entry) if _kind(column) == "a date" else entry
                     self._require_alike(left, column, node, entry)
                 known.append(entry)
-            found = column.isin(known)
-            return found if isinstance(op, ast.In | ast.Eq) else ~found
+            included = column.isin(known)
+            return included if isinstance(op, ast.In | ast.Eq) else ~included
 
-        return included
+        return is_member
 
     def _value(self, node: ast.expr, depth: int) -> _Value:
         self._require_shallow(node, depth)
@@ -201,14 +201,14 @@ class _Parser:
                 return self._computed(_ARITHMETIC[type(op)], [operand], depth + 1)
             case ast.BinOp(op=operation, left=left, right=right):
                 if type(operation) not in _ARITHMETIC:
-                    raise self._refused(operation, node)
+                    raise self._rejected(operation, node)
                 return self._computed(_ARITHMETIC[type(operation)], [left, right], depth + 1)
             case ast.BoolOp() | ast.Compare() | ast.UnaryOp():
-                raise self._wrong(node, "a condition is no value to compare or compute with; join conditions with and")
+                raise self._wrong(node, "a condition cannot be compared or computed with; join conditions with and")
             case ast.List() | ast.Tuple():
                 raise self._wrong(node, "a list may only follow in, not in, == or !=")
             case _:
-                raise self._refused(node)
+                raise self._rejected(node)
 
     def _computed(self, compute: Callable[..., Any], nodes: list[ast.expr], depth: int) -> _Value:
         values = [self._value(node, depth) for node in nodes]
@@ -218,7 +218,7 @@ class _Parser:
             for node, operand in zip(nodes, operands, strict=True):
                 if _kind(operand) != "a number":
                     raise self._wrong(node, f"this is {_kind(operand)}, and only numbers can be computed with")
-            with np.errstate(all="ignore"):  # a division by zero is infinite or missing, as pandas has it
+            with np.errstate(all="ignore"):  # a division by zero is infinite or missing, as in pandas
                 return compute(*operands)
 
         return computed
@@ -233,14 +233,14 @@ class _Parser:
 
         return column
 
-    def _moment(self, node: ast.expr, value: Any) -> Any:
-        """A moment, of text too. Raises FilterError for text that is none."""
+    def _time(self, node: ast.expr, value: Any) -> Any:
+        """Convert text to a time. Raises FilterError for other text."""
         if not isinstance(value, str):
             return value
         try:
             return pd.Timestamp(value)
         except ValueError:
-            raise self._wrong(node, "this is no moment, such as '2026-01-31'") from None
+            raise self._wrong(node, "this is no date, such as '2026-01-31'") from None
 
     def _require_alike(self, left: ast.expr, first: Any, right: ast.expr, second: Any) -> None:
         kinds = [_kind(first), _kind(second)]
@@ -250,19 +250,19 @@ class _Parser:
 
     def _require_shallow(self, node: ast.expr, depth: int) -> None:
         if depth > MAX_DEPTH:
-            raise self._wrong(node, f"expressions in expressions are allowed {MAX_DEPTH} deep")
+            raise self._wrong(node, f"expressions may be nested {MAX_DEPTH} deep")
 
     def _segment(self, node: ast.expr) -> str:
-        return self.text[self.places[node.col_offset] : self.places[node.end_col_offset or -1]]
+        return self.text[self.positions[node.col_offset] : self.positions[node.end_col_offset or -1]]
 
-    def _refused(self, node: ast.AST, around: ast.expr | None = None) -> FilterError:
+    def _rejected(self, node: ast.AST, around: ast.expr | None = None) -> FilterError:
         noun = _NOUNS.get(type(node), type(node).__name__)
         return self._wrong(around or node, f"{noun} is not allowed; {ALLOWED}")
 
     def _wrong(self, node: Any, reason: str) -> FilterError:
-        return self._fault(self.places[node.col_offset], self.places[node.end_col_offset], reason)
+        return self._error(self.positions[node.col_offset], self.positions[node.end_col_offset], reason)
 
-    def _fault(self, start: int, end: int, reason: str) -> FilterError:
+    def _error(self, start: int, end: int, reason: str) -> FilterError:
         shown = self.text[start:end].strip()
         shown = f"{shown[:60]} ..." if len(shown) > 60 else shown
         return FilterError(f"character {start + 1}, {shown!r}: {reason}.")
@@ -277,15 +277,15 @@ def _is_none(node: ast.expr) -> bool:
 
 
 def _nothing(_rows: pd.DataFrame) -> None:
-    """The value of None, which in a list stands for missing ones."""
+    """The value of None, which in a list stands for missing values."""
 
 
 def _kind(value: Any) -> str:
-    """What a column or a literal holds."""
+    """Return the kind of a column's or a literal's values."""
     if isinstance(value, pd.Series):
         if pd.api.types.is_datetime64_any_dtype(value):
-            return "a moment"
+            return "a date"
         return "text" if value.dtype == object else "a number"
     if isinstance(value, pd.Timestamp):
-        return "a moment"
+        return "a date"
     return "text" if isinstance(value, str) else "a number"

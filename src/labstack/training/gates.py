@@ -1,4 +1,4 @@
-"""Gates: the rules that a candidate must pass before it may become production. Functions of what was measured."""
+"""Gates: the rules that a candidate must pass to become production. They are functions of measurements."""
 
 import math
 import statistics
@@ -12,19 +12,21 @@ import numpy.typing as npt
 
 from labstack.model.contract import Contract, Matrix
 from labstack.training.config import METRICS, Expectation, Pipeline, Slice
-from labstack.training.data import Indices, Table
-from labstack.training.evaluate import Predicted, Scorer, groups_of, interval, predict, resamples
+from labstack.training.evaluate import Predictions, Scorer, groups_of, interval, predict, resamples
 from labstack.training.onnx_export import TOLERANCE, runner
 from labstack.training.package import Package
-from labstack.training.search import Found
+from labstack.training.search import SearchResult
+from labstack.training.table import Indices, TrainingTable
 
 LATENCY_RUNS = 50
-EXPECTED_ROWS = 5_000  # at most, that expectations are tried on
+EXPECTED_ROWS = 5_000  # at most, that expectations are checked on
+OF_PRODUCTION = ("schema", "production")  # the gates that compare with production
+ROUNDING = 1e-12  # of a prediction, which violates no expectation
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate's verdict: whether it was passed, why in one line, and the figures it was judged by."""
+    """The verdict of a gate: its name, whether it passed, the reason in one line, and the figures behind it."""
 
     name: str
     passed: bool
@@ -34,29 +36,29 @@ class Gate:
 
 @dataclass(frozen=True)
 class Production:
-    """Today's production version: its number, its contract, and what it predicts of the same held-out rows.
+    """Today's production version: its number, contract, and predictions of the same held-out rows.
 
-    `rows` are the places, among the held-out rows, of those that it takes. `predicted` is None where it takes none,
-    with the reason in `why`; `doubt` says what is unfair to the candidate.
+    `rows` are the indices, among the held-out rows, of those that it takes. `predictions` is None when it takes none,
+    for the reason in `why`; `doubt` says what makes the comparison unfair to the candidate.
     """
 
     number: int
     contract: Contract
     rows: Indices
-    predicted: Predicted | None
+    predictions: Predictions | None
     why: str = ""
     doubt: str = ""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A candidate that was evaluated, with all that people look at."""
+class JudgedCandidate:
+    """A candidate with its evaluation and the verdicts of its gates; `production` is what it was compared with."""
 
-    found: Found
+    result: SearchResult
     package: Package
-    predicted: Predicted
+    predictions: Predictions
     scorer: Scorer
-    production: "Production | None"
+    production: Production | None
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     gates: list[Gate]
@@ -67,55 +69,86 @@ class Judged:
 
 
 def judge(
-    pipeline: Pipeline, table: Table, package: Package, scorer: Scorer, production: Production | None
+    pipeline: Pipeline, table: TrainingTable, package: Package, scorer: Scorer, production: Production | None
 ) -> list[Gate]:
-    """The verdict of every gate on a candidate, whose predictions of the held-out rows the scorer holds."""
-    found = [*_thresholds(pipeline, scorer), *_slices(pipeline, table, scorer)]
-    found += [_expectation(one, table, package.core) for one in pipeline.gates.expectations]
-    found += [_parity(pipeline, package), _latency(pipeline, table, package)]
+    """Return the verdict of every gate on a candidate, whose predictions of the held-out rows the scorer holds."""
+    verdicts = [*_thresholds(pipeline, scorer)]
+    verdicts += [_slice(pipeline, table, scorer, rule) for rule in pipeline.gates.slices]
+    verdicts += [_expectation(rule, table, package.core) for rule in pipeline.gates.expectations]
+    verdicts += [_parity(pipeline, package), _latency(pipeline, table, package)]
     if production is not None:
-        found += beside(pipeline, table, package, scorer, production)
-    names = [gate.name for gate in found]
+        verdicts += _compare(pipeline, table, package, scorer, production)
+    return _numbered(verdicts)
+
+
+def judge_again(
+    pipeline: Pipeline, table: TrainingTable, judged: JudgedCandidate, production: Production | None
+) -> list[Gate]:
+    """Return the verdicts on a candidate, of which those that compare with production are made again."""
+    verdicts = [gate for gate in judged.gates if gate.name not in OF_PRODUCTION]
+    if production is not None:
+        verdicts += _compare(pipeline, table, judged.package, judged.scorer, production)
+    return verdicts
+
+
+def _numbered(verdicts: list[Gate]) -> list[Gate]:
+    """Number the verdicts that share a name."""
+    names = [gate.name for gate in verdicts]
     return [
-        replace(gate, name=f"{gate.name} {names[: place + 1].count(gate.name)}") if names.count(gate.name) > 1 else gate
-        for place, gate in enumerate(found)
+        replace(gate, name=f"{gate.name} {names[: index + 1].count(gate.name)}") if names.count(gate.name) > 1 else gate
+        for index, gate in enumerate(verdicts)
     ]
 
 
-def beside(pipeline: Pipeline, table: Table, package: Package, scorer: Scorer, production: Production) -> list[Gate]:
-    """The verdicts that depend on what is in production."""
+def _compare(
+    pipeline: Pipeline, table: TrainingTable, package: Package, scorer: Scorer, production: Production
+) -> list[Gate]:
     return [_schema(pipeline, package.contract, production), not_worse(pipeline, table, scorer, production)]
 
 
-def not_worse(pipeline: Pipeline, table: Table, scorer: Scorer, production: Production) -> Gate:
-    """Whether the candidate's metric is at least production's on the same rows, or surely within the margin.
+def not_worse(pipeline: Pipeline, table: TrainingTable, scorer: Scorer, production: Production) -> Gate:
+    """Compare the candidate's metric with production's on the same rows.
 
-    The paired bootstrap draws the same rows for both; `surely` is the lower end of its interval at 0.95.
+    It passes when it is not worse, or when the lower end of the difference's interval is within the margin. The
+    interval, at 0.95, is that of a paired bootstrap, which draws the same rows for both.
     """
-    metric, other = pipeline.metric, f"version {production.number}"
-    if production.predicted is None:
+    metric, name = pipeline.metric, f"version {production.number}"
+    if production.predictions is None:
         return Gate("production", False, f"{production.why}, so the two cannot be compared")
-    both = production.rows
-    theirs = Scorer(pipeline.task, table.target[table.test][both], production.predicted)
-    if metric not in theirs.names:
-        return Gate("production", False, f"{other} gives no {metric}, so the two cannot be compared")
+    rows = production.rows
+    baseline = Scorer(pipeline.task, table.target[table.test][rows], production.predictions)
+    if metric not in baseline.names:
+        return Gate("production", False, f"{name} gives no {metric}, so the two cannot be compared")
     sign = 1 if pipeline.more_is_better else -1
-    mine, its = scorer(metric, None if len(both) == scorer.rows else both), theirs(metric)
+    candidate_score, score = scorer(metric, None if len(rows) == scorer.rows else rows), baseline(metric)
     groups = groups_of(pipeline, table)
-    samples = resamples(len(both), pipeline.split.seed, None if groups is None else groups[both])
-    drawn = [sign * (scorer(metric, both[rows]) - theirs(metric, rows)) for rows in samples]
-    low, high = interval(drawn)
-    better = 0.0 if math.isclose(mine, its, rel_tol=1e-9) else sign * (mine - its)  # the same, but for rounding
-    passed = better >= 0 or low >= -pipeline.gates.margin
-    word = "better than" if better > 0 else "equal to" if better == 0 else "worse than"
-    said = f"{metric} {mine:.4f} is {word} {its:.4f} of {other}, by {better:+.4f} [{low:+.4f}, {high:+.4f}]"
-    if better < 0:
-        said += f", {'within' if passed else 'beyond'} the margin of {pipeline.gates.margin:g}"
-    if len(both) < scorer.rows:
-        said += f"; on {len(both):,} of {scorer.rows:,} rows, as {other} takes no others"
-    said += f"; {production.doubt}" if production.doubt else ""
-    figures = {"candidate": mine, "production": its, "difference": better, "low": low, "high": high}
-    return Gate("production", passed, said, figures)
+    samples = resamples(len(rows), pipeline.split.seed, None if groups is None else groups[rows])
+    differences = [sign * (scorer(metric, rows[sample]) - baseline(metric, sample)) for sample in samples]
+    low, high = interval(differences)
+    is_equal = math.isclose(candidate_score, score, rel_tol=1e-9)  # up to rounding
+    difference = 0.0 if is_equal else sign * (candidate_score - score)
+    passed = difference >= 0 or low >= -pipeline.gates.margin
+    figures = {
+        "candidate": candidate_score,
+        "production": score,
+        "difference": difference,
+        "low": low,
+        "high": high,
+    }
+    reason = _comparison(pipeline, figures, passed, name)
+    if len(rows) < scorer.rows:
+        reason += f"; on {len(rows):,} of {scorer.rows:,} rows, as {name} takes no others"
+    return Gate("production", passed, reason + (f"; {production.doubt}" if production.doubt else ""), figures)
+
+
+def _comparison(pipeline: Pipeline, figures: dict[str, float], passed: bool, name: str) -> str:
+    candidate, production, difference, low, high = figures.values()
+    relation = "better than" if difference > 0 else "equal to" if difference == 0 else "worse than"
+    text = f"{pipeline.metric} {candidate:.4f} is {relation} {production:.4f} of {name}"
+    text += f", by {difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+    if difference < 0:
+        text += f", {'within' if passed else 'beyond'} the margin of {pipeline.gates.margin:g}"
+    return text
 
 
 def _thresholds(pipeline: Pipeline, scorer: Scorer) -> Iterator[Gate]:
@@ -125,138 +158,137 @@ def _thresholds(pipeline: Pipeline, scorer: Scorer) -> Iterator[Gate]:
             yield Gate(name, False, f"the estimator gives no {metric}")
             continue
         value = scorer(metric)
-        passed, relation = _holds(pipeline.task, metric, value, limit)
+        passed, relation = _meets(pipeline.task, metric, value, limit)
         yield Gate(name, passed, f"{metric} {value:.4f} {relation} {limit:g}", {"value": value, "limit": limit})
 
 
-def _holds(task: str, metric: str, value: float, limit: float) -> tuple[bool, str]:
+def _meets(task: str, metric: str, value: float, limit: float) -> tuple[bool, str]:
+    """Return whether a value of a metric meets its limit, and the sign between the two."""
     more_is_better = METRICS[task][metric]
     passed = value >= limit if more_is_better else value <= limit
     return passed, ("≥" if passed else "<") if more_is_better else ("≤" if passed else ">")
 
 
-def _slices(pipeline: Pipeline, table: Table, scorer: Scorer) -> Iterator[Gate]:
-    for one in pipeline.gates.slices:
-        yield _slice(pipeline, table, scorer, one)
-
-
-def _slice(pipeline: Pipeline, table: Table, scorer: Scorer, one: Slice) -> Gate:
-    """The metric of every group of held-out rows that is large enough."""
-    metric, name = one.metric or pipeline.metric, f"slice {one.column}"
+def _slice(pipeline: Pipeline, table: TrainingTable, scorer: Scorer, rule: Slice) -> Gate:
+    """Check the metric of every group of held-out rows that is large enough."""
+    metric, name = rule.metric or pipeline.metric, f"slice {rule.column}"
     if metric not in scorer.names:
         return Gate(name, False, f"the estimator gives no {metric}")
-    groups = table.column(one.column).iloc[table.test]
-    figures: dict[str, float] = {}
-    failed = []
-    small = 0
+    groups = table.column(rule.column).iloc[table.test]
+    scores: dict[str, float] = {}
+    skipped = 0
     for value in groups.dropna().unique():
         rows = np.flatnonzero(groups == value)
-        score = scorer(metric, rows) if len(rows) >= one.min_rows else math.nan
+        score = scorer(metric, rows) if len(rows) >= rule.min_rows else math.nan
         if math.isnan(score):
-            small += 1
-            continue
-        figures[str(value)] = score
-        if not _holds(pipeline.task, metric, score, one.limit)[0]:
-            failed.append(f"{score:.4f} of {one.column} {value}")
-    note = f"; {small} groups have fewer than {one.min_rows} rows, or one class" if small else ""
+            skipped += 1
+        else:
+            scores[str(value)] = score
+    failed = [
+        f"{score:.4f} of {rule.column} {value}"
+        for value, score in scores.items()
+        if not _meets(pipeline.task, metric, score, rule.limit)[0]
+    ]
+    note = f"; {skipped} groups have fewer than {rule.min_rows} rows, or one class" if skipped else ""
     if failed:
-        return Gate(name, False, f"{metric} is beyond {one.limit:g}: {', '.join(failed)}{note}", figures)
-    if not figures:
-        return Gate(name, True, f"no group has {one.min_rows} rows, so that nothing can be said")
-    worst = (min if METRICS[pipeline.task][metric] else max)(figures.values())
-    said = f"{metric} of the worst of {len(figures)} groups is {worst:.4f}, within {one.limit:g}{note}"
-    return Gate(name, True, said, figures)
+        return Gate(name, False, f"{metric} is beyond {rule.limit:g}: {', '.join(failed)}{note}", scores)
+    if not scores:
+        return Gate(name, True, f"no group has {rule.min_rows} rows, so none was checked")
+    worst = (min if METRICS[pipeline.task][metric] else max)(scores.values())
+    reason = f"{metric} of the worst of {len(scores)} groups is {worst:.4f}, within {rule.limit:g}{note}"
+    return Gate(name, True, reason, scores)
 
 
-def _expectation(one: Expectation, table: Table, core: Any) -> Gate:
-    """Whether predictions go where they should when one feature changes, and all else stays."""
-    place = next(place for place, column in enumerate(table.columns) if column.name == one.feature)
-    column = table.columns[place]
-    name = f"expectation {one.feature}"
-    if bool(column.categories) != (one.swap is not None):
+def _expectation(rule: Expectation, table: TrainingTable, core: Any) -> Gate:
+    """Check how predictions change when one feature changes and the others stay."""
+    index = next(index for index, column in enumerate(table.columns) if column.name == rule.feature)
+    column = table.columns[index]
+    name = f"expectation {rule.feature}"
+    if bool(column.categories) != (rule.swap is not None):
         kind, verb = ("a category", "swap") if column.categories else ("a number", "raise")
-        return Gate(name, False, f"{one.feature} is {kind}: {verb} it")
-    if one.class_ is not None and not hasattr(core, "predict_proba"):
+        return Gate(name, False, f"{rule.feature} is {kind}: {verb} it")
+    if rule.class_ is not None and not hasattr(core, "predict_proba"):
         return Gate(name, False, "the estimator gives no probabilities")
     rows = table.matrix[table.test[:EXPECTED_ROWS]]
+    before = _observed(rule, predict(core, rows))
+    violated = np.zeros(len(rows), bool)
+    for values in _changed_values(rule, table, index, rows):
+        changed = rows.copy()
+        changed[:, index] = values
+        violated |= _violations(rule, before, _observed(rule, predict(core, changed)))
+    held = 1 - float(violated.mean())
+    reason = f"{rule}: held for {held:.1%} of {len(rows)} rows, {rule.share:.0%} are required"
+    return Gate(name, held >= rule.share, reason, {"held": held, "share": rule.share})
+
+
+def _changed_values(rule: Expectation, table: TrainingTable, index: int, rows: Matrix) -> list[npt.NDArray[np.float64]]:
+    """Return the values to try for a feature: each category, or the numbers raised."""
+    column = table.columns[index]
     if column.categories:
-        values = [np.full(len(rows), float(code)) for code in range(len(column.categories))]
-    else:
-        by = one.by or float(np.nanmax(table.matrix[:, place]) - np.nanmin(table.matrix[:, place])) / 10
-        values = [rows[:, place] + by]
-    first = _value(one, predict(core, rows))
-    wrong = np.zeros(len(rows), bool)
-    for changed in values:
-        wrong |= _wrong(one, first, _value(one, predict(core, _with(rows, place, changed))))
-    held = 1 - float(wrong.mean())
-    passed = held >= one.share
-    said = f"{one}: held for {held:.1%} of {len(rows)} rows, {one.share:.0%} are asked for"
-    return Gate(name, passed, said, {"held": held, "share": one.share})
+        return [np.full(len(rows), float(code)) for code in range(len(column.categories))]
+    values = table.matrix[:, index]
+    return [rows[:, index] + (rule.by or float(np.nanmax(values) - np.nanmin(values)) / 10)]
 
 
-def _with(rows: Matrix, place: int, values: npt.NDArray[np.float64]) -> Matrix:
-    changed = rows.copy()
-    changed[:, place] = values
-    return changed
+def _observed(rule: Expectation, predictions: Predictions) -> npt.NDArray[Any]:
+    """Return what a rule looks at: the number, the probability of its class or, without a class, the label."""
+    if rule.class_ is not None and predictions.probabilities is not None:
+        return predictions.probabilities[:, predictions.classes.index(rule.class_)]
+    return predictions.outputs
 
 
-def _wrong(one: Expectation, first: npt.NDArray[Any], then: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """The rows whose prediction moved as it must not."""
-    if first.dtype.kind not in "fi":  # labels
-        return np.asarray(first != then)
-    moved = then - first
-    if one.must == "not fall":
-        return np.asarray(moved < -one.tolerance - 1e-12)
-    if one.must == "not rise":
-        return np.asarray(moved > one.tolerance + 1e-12)
-    return np.asarray(np.abs(moved) > one.tolerance + 1e-12)
-
-
-def _value(one: Expectation, predicted: Predicted) -> npt.NDArray[Any]:
-    """What of a prediction is looked at: the number, the class's probability or, where none is named, the label."""
-    if one.class_ is not None and predicted.probabilities is not None:
-        return predicted.probabilities[:, predicted.classes.index(one.class_)]
-    return predicted.outputs
+def _violations(rule: Expectation, before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return a mask of the rows whose prediction changed against the rule."""
+    if before.dtype.kind not in "fi":  # labels
+        return np.asarray(before != after)
+    change = after - before
+    if rule.must == "not fall":
+        return np.asarray(change < -rule.tolerance - ROUNDING)
+    if rule.must == "not rise":
+        return np.asarray(change > rule.tolerance + ROUNDING)
+    return np.asarray(np.abs(change) > rule.tolerance + ROUNDING)
 
 
 def _parity(pipeline: Pipeline, package: Package) -> Gate:
     if package.onnx is not None:
-        said = f"{package.onnx.form}: all labels agree, and outputs within {package.onnx.parity:.1e} of {TOLERANCE:g}"
-        return Gate("parity", True, said, {"parity": package.onnx.parity})
+        reason = (
+            f"{package.onnx.form}: all labels agree, outputs differ by {package.onnx.parity:.1e}, limit {TOLERANCE:g}"
+        )
+        return Gate("parity", True, reason, {"parity": package.onnx.parity})
     if pipeline.gates.onnx == "off":
-        return Gate("parity", True, "no ONNX model is wanted: scikit-learn serves")
-    said = "no ONNX model predicts the same: scikit-learn serves"
-    return Gate("parity", pipeline.gates.onnx == "preferred", said)
+        return Gate("parity", True, "ONNX is off: scikit-learn serves")
+    reason = "no ONNX model predicts the same: scikit-learn serves"
+    return Gate("parity", pipeline.gates.onnx == "preferred", reason)
 
 
-def _latency(pipeline: Pipeline, table: Table, package: Package) -> Gate:
-    """The median time of predicting one row, by what will serve it."""
+def _latency(pipeline: Pipeline, table: TrainingTable, package: Package) -> Gate:
+    """Measure the median time of predicting one row with the runtime that will serve it."""
     run = _runner(package)
     row = table.matrix[table.test[:1]]
-    took = []
+    times = []
     for _ in range(LATENCY_RUNS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         run(row)
-        took.append((time.perf_counter() - began) * 1000)
-    median, limit = statistics.median(took), pipeline.gates.latency_ms
-    said = f"{median:.2f} ms for one row by {package.runtime}, of {limit:g} ms"
-    return Gate("latency", median <= limit, said, {"median_ms": median, "limit_ms": limit})
+        times.append((time.perf_counter() - start) * 1000)
+    median, limit = statistics.median(times), pipeline.gates.latency_ms
+    reason = f"{median:.2f} ms for one row by {package.runtime}, limit {limit:g} ms"
+    return Gate("latency", median <= limit, reason, {"median_ms": median, "limit_ms": limit})
 
 
 def _runner(package: Package) -> Callable[[Matrix], object]:
     if package.onnx is not None:
         return runner(package.onnx.model)
-    gives = hasattr(package.core, "predict_proba")
-    return package.core.predict_proba if gives else package.core.predict  # type: ignore[no-any-return]
+    has_probabilities = hasattr(package.core, "predict_proba")
+    return package.core.predict_proba if has_probabilities else package.core.predict  # type: ignore[no-any-return]
 
 
 def _schema(pipeline: Pipeline, contract: Contract, production: Production) -> Gate:
-    """Whether whoever calls production now can go on as before."""
+    """Check that callers of production can call the candidate in the same way."""
     broken = contract.breaks_with(production.contract)
-    other = f"version {production.number}"
+    name = f"version {production.number}"
     if not broken:
-        return Gate("schema", True, f"takes what {other} takes, and answers as it does")
-    said = f"{'; '.join(broken)}, unlike {other}"
+        return Gate("schema", True, f"takes the fields of {name}, and answers in the same form")
+    reason = f"{'; '.join(broken)}, unlike {name}"
     if pipeline.gates.allow_schema_change:
-        return Gate("schema", True, f"{said}; gates.allow_schema_change says that this may be")
-    return Gate("schema", False, f"{said}; gates.allow_schema_change would allow it")
+        return Gate("schema", True, f"{reason}; gates.allow_schema_change allows this")
+    return Gate("schema", False, f"{reason}; gates.allow_schema_change would allow it")

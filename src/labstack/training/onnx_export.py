@@ -1,9 +1,9 @@
-"""From a fitted scikit-learn pipeline to ONNX, kept only when it predicts the same: its parity is measured.
+"""Conversion of a fitted scikit-learn pipeline to ONNX, kept only when both predict the same: parity is measured.
 
 scikit-learn computes in double precision, but its trees compare single-precision features with double-precision
 thresholds. So trees are exported in double precision up to the estimator and single in it, each threshold rounded
-down to single precision, which changes no comparison with a single-precision feature. All else is tried in double
-precision throughout, then in this form, then in single precision throughout.
+down to single precision, which changes no comparison with a single-precision feature. Other
+estimators are tried in double precision, then in this mixed form, then in single precision.
 """
 
 import copy
@@ -27,14 +27,14 @@ from sklearn.pipeline import Pipeline as SklearnPipeline
 from labstack.model.contract import Matrix
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
-TOLERANCE = 1e-5  # of probabilities absolutely, of regressions' values relatively to their spread
+TOLERANCE = 1e-5  # absolute for probabilities, relative to their range for predicted numbers
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Export:
-    """An ONNX model, and how far its outputs are from scikit-learn's at most; every label agrees."""
+    """An ONNX model whose labels all agree with scikit-learn's; `parity` is the largest difference of an output."""
 
     model: bytes
     form: str
@@ -42,9 +42,9 @@ class Export:
 
 
 def export(estimator: SklearnPipeline, matrix: Matrix) -> Export | None:
-    """The ONNX model of a fitted pipeline when it predicts these rows as the pipeline does.
+    """Convert a fitted pipeline; None when it cannot be converted, or the model predicts these rows differently.
 
-    None when it does not, or cannot be converted: the version is then served by scikit-learn.
+    Such a version is served by scikit-learn.
     """
     forms: list[tuple[str, Callable[[SklearnPipeline], onnx.ModelProto]]] = [
         ("double", _double),
@@ -56,10 +56,10 @@ def export(estimator: SklearnPipeline, matrix: Matrix) -> Export | None:
     for form, convert in forms:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # converters warn of what the measurement below shows
+                warnings.simplefilter("ignore")  # the measurement below shows what converters warn of
                 model = convert(estimator).SerializeToString()
                 parity = measure_parity(estimator, model, matrix)
-        except Exception as error:  # converters and the runtime fail in many ways, all of which mean: not this form
+        except Exception as error:  # converters and the runtime raise many types; each means that this form fails
             log.debug("no ONNX", form=form, error=f"{type(error).__name__}: {error}"[:300])
             continue
         if parity <= TOLERANCE:
@@ -69,21 +69,20 @@ def export(estimator: SklearnPipeline, matrix: Matrix) -> Export | None:
 
 
 def runner(model: bytes) -> Callable[[Matrix], npt.NDArray[Any]]:
-    """What runs an ONNX model on a matrix, on one thread as in serving: its last output."""
+    """Return a function that runs an ONNX model on a matrix, on one thread as in serving, for its last output."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    [given] = session.get_inputs()
-    dtype = np.float64 if given.type == "tensor(double)" else np.float32
+    [features] = session.get_inputs()
+    dtype = np.float64 if features.type == "tensor(double)" else np.float32
     outputs = [session.get_outputs()[-1].name]
-    return lambda matrix: session.run(outputs, {given.name: matrix.astype(dtype, copy=False)})[0]
+    return lambda matrix: session.run(outputs, {features.name: matrix.astype(dtype, copy=False)})[0]
 
 
 def measure_parity(estimator: SklearnPipeline, model: bytes, matrix: Matrix) -> float:
-    """The largest difference between the outputs of an ONNX model and of the pipeline that it was made from.
+    """Return the largest difference between the outputs of an ONNX model and of its pipeline.
 
-    Infinite when a label differs, or when the labels are not those of the largest probabilities, since serving reads
-    them from these alone.
+    Infinite when a label differs, or is not that of the largest probability, from which serving takes the label.
     """
     output = runner(model)(matrix)
     predicted = estimator.predict(matrix)
@@ -93,8 +92,8 @@ def measure_parity(estimator: SklearnPipeline, model: bytes, matrix: Matrix) -> 
         return float(np.abs(output - estimator.predict_proba(matrix)).max())
     if hasattr(estimator, "classes_"):
         return float("inf")  # labels without probabilities
-    spread = float(np.ptp(predicted)) or 1.0
-    return float(np.abs(output.ravel() - predicted).max() / spread)
+    value_range = float(np.ptp(predicted)) or 1.0
+    return float(np.abs(output.ravel() - predicted).max() / value_range)
 
 
 def _double(estimator: SklearnPipeline) -> onnx.ModelProto:
@@ -106,7 +105,7 @@ def _single(estimator: SklearnPipeline) -> onnx.ModelProto:
 
 
 def _single_estimator(estimator: SklearnPipeline) -> onnx.ModelProto:
-    """Steps before the estimator in double precision, then a cast, then the estimator in single precision."""
+    """Convert the steps before the estimator in double precision, then cast, and the estimator in single precision."""
     before = _convert(estimator[:-1], DoubleTensorType)
     last = copy.deepcopy(estimator[-1])
     for tree in _trees(last):
@@ -114,18 +113,18 @@ def _single_estimator(estimator: SklearnPipeline) -> onnx.ModelProto:
     after = _convert(last, FloatTensorType)
     if isinstance(last, ExtraTreesClassifier | RandomForestClassifier):
         _average_last(after.graph, len(last.estimators_))
-    [made], [taken] = before.graph.output, after.graph.input
-    cast = helper.make_node("Cast", [made.name], ["single"], to=TensorProto.FLOAT)
+    [output], [features] = before.graph.output, after.graph.input
+    cast = helper.make_node("Cast", [output.name], ["single"], to=TensorProto.FLOAT)
     before.graph.node.append(cast)
-    before.graph.output.remove(made)
+    before.graph.output.remove(output)
     before.graph.output.append(helper.make_tensor_value_info("single", TensorProto.FLOAT, [None, None]))
     before = compose.add_prefix(before, "before_")
     after.ir_version = before.ir_version
-    return compose.merge_models(before, after, io_map=[("before_single", taken.name)])
+    return compose.merge_models(before, after, io_map=[("before_single", features.name)])
 
 
 def _average_last(graph: onnx.GraphProto, trees: int) -> None:
-    """Have a forest's probabilities summed first and divided then, as scikit-learn does, so that ties stay ties."""
+    """Sum a forest's probabilities before dividing them, as scikit-learn does, so that ties stay ties."""
     [node] = [node for node in graph.node if node.op_type == "TreeEnsembleClassifier"]
     weights = _attribute(node, "class_weights")
     sums = np.array(weights.floats, np.float64) * trees
@@ -134,7 +133,7 @@ def _average_last(graph: onnx.GraphProto, trees: int) -> None:
     probabilities, node.output[1] = node.output[1], "sums"
     graph.initializer.append(helper.make_tensor("trees", TensorProto.FLOAT, [], [trees]))
     after = [helper.make_node("Div", ["sums", "trees"], [probabilities])]
-    if len(set(_attribute(node, "class_ids").ints)) == 1:  # of two classes the runtime sums the second
+    if len(set(_attribute(node, "class_ids").ints)) == 1:  # for two classes the runtime sums only the second
         graph.initializer.append(helper.make_tensor("one", TensorProto.FLOAT, [], [1]))
         graph.initializer.append(helper.make_tensor("second", TensorProto.INT64, [1], [1]))
         after = [
@@ -144,30 +143,30 @@ def _average_last(graph: onnx.GraphProto, trees: int) -> None:
             helper.make_node("Concat", ["rest", "share"], [probabilities], axis=1),
         ]
     position = list(graph.node).index(node) + 1
-    for made in reversed(after):
-        graph.node.insert(position, made)
+    for added in reversed(after):
+        graph.node.insert(position, added)
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
-    found: onnx.AttributeProto = next(attribute for attribute in node.attribute if attribute.name == name)
-    return found
+    match: onnx.AttributeProto = next(attribute for attribute in node.attribute if attribute.name == name)
+    return match
 
 
 def _imputed_shape(operator: Any) -> None:
-    [given], [made] = operator.inputs, operator.outputs
-    made.type = type(given.type)([None, len(operator.raw_operator.statistics_)])
+    [features], [output] = operator.inputs, operator.outputs
+    output.type = type(features.type)([None, len(operator.raw_operator.statistics_)])
 
 
 def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
-    """An imputer of any precision; that of ONNX's own operator for it is single in the runtime."""
-    [given], [made] = operator.inputs, operator.outputs
+    """Convert an imputer in either precision; the runtime has ONNX's own Imputer in single precision only."""
+    [features], [output] = operator.inputs, operator.outputs
     statistics = np.asarray(operator.raw_operator.statistics_, np.float64)
-    kind = TensorProto.DOUBLE if isinstance(given.type, DoubleTensorType) else TensorProto.FLOAT
+    kind = TensorProto.DOUBLE if isinstance(features.type, DoubleTensorType) else TensorProto.FLOAT
     values, missing = scope.get_unique_variable_name("values"), scope.get_unique_variable_name("missing")
     container.add_initializer(values, kind, [1, len(statistics)], statistics.tolist())
-    container.add_node("IsNaN", [given.full_name], [missing], name=scope.get_unique_operator_name("IsNaN"))
-    names = [missing, values, given.full_name]
-    container.add_node("Where", names, [made.full_name], name=scope.get_unique_operator_name("Where"))
+    container.add_node("IsNaN", [features.full_name], [missing], name=scope.get_unique_operator_name("IsNaN"))
+    names = [missing, values, features.full_name]
+    container.add_node("Where", names, [output.full_name], name=scope.get_unique_operator_name("Where"))
 
 
 update_registered_converter(SimpleImputer, "LabstackSimpleImputer", _imputed_shape, _convert_imputer)
@@ -178,19 +177,19 @@ def _convert(estimator: Any, input_type: type) -> onnx.ModelProto:
     options = {id(last): {"zipmap": False}} if hasattr(last, "classes_") else None
     shape = [("features", input_type([None, estimator.n_features_in_]))]
     model: onnx.ModelProto = to_onnx(estimator, initial_types=shape, options=options, target_opset=OPSETS)
-    del model.opset_import[:]  # the converter lowers what it was asked for; two models to be merged must say the same
+    del model.opset_import[:]  # the converter lowers the requested opsets, but models to be merged must name the same
     model.opset_import.extend(helper.make_opsetid(domain, number) for domain, number in OPSETS.items())
     return model
 
 
 def _trees(estimator: Any) -> list[Any]:
-    """The trees of a decision tree, a forest or gradient boosting."""
+    """Return the trees of a decision tree, a forest or gradient boosting; none for other estimators."""
     members = np.ravel(getattr(estimator, "estimators_", [estimator]))
     return [member.tree_ for member in members if hasattr(member, "tree_")]
 
 
 def _round_down(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The largest single-precision numbers that are not greater than these."""
+    """Round to single precision, downwards."""
     single = values.astype(np.float32)
     above = single.astype(np.float64) > values
     single[above] = np.nextafter(single[above], np.float32(-np.inf))

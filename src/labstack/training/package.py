@@ -1,4 +1,4 @@
-"""What serving needs of a version, in one folder: the estimator, its ONNX model where it has one, and the contract."""
+"""The package of a version, all that serving needs, in one folder: estimator, ONNX model if any, and contract."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from labstack.model import skops_file
 from labstack.model.contract import ONNX_FILE_NAME, Contract, Feature, Matrix, Onnx, Reference, Sample
 from labstack.training import estimator, onnx_export
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
-from labstack.training.evaluate import Predicted
+from labstack.training.evaluate import Predictions
 from labstack.training.onnx_export import Export
+from labstack.training.table import FeatureColumn, TrainingTable
 
 BINS = 20
 
@@ -31,16 +31,18 @@ class Package:
     onnx: Export | None
     contract: Contract
     folder: Path
-    trusted: list[str]  # the types in the estimator's file that skops does not know by itself
+    trusted: list[str]  # types in the estimator's file that skops trusts only when they are named
 
     @property
     def runtime(self) -> str:
-        """What serves the version."""
+        """The runtime that serves the version."""
         return "sklearn" if self.onnx is None else "onnx"
 
 
-def pack(pipeline: Pipeline, table: Table, core: SklearnPipeline, predicted: Predicted, folder: Path) -> Package:
-    """Write the package of a fitted core, which predicted the held-out rows so, into a folder.
+def pack(
+    pipeline: Pipeline, table: TrainingTable, core: SklearnPipeline, predictions: Predictions, folder: Path
+) -> Package:
+    """Write the package of a fitted core and its predictions of the held-out rows to a folder.
 
     Raises ModelFileError for types that are not trusted.
     """
@@ -51,44 +53,44 @@ def pack(pipeline: Pipeline, table: Table, core: SklearnPipeline, predicted: Pre
     onnx = None if pipeline.gates.onnx == "off" else onnx_export.export(core, table.matrix[table.test])
     if onnx is not None:
         (folder / ONNX_FILE_NAME).write_bytes(onnx.model)
-    contract = _contract(pipeline, table, core, predicted, onnx)
+    contract = _contract(pipeline, table, core, predictions, onnx)
     contract.write(folder)
     return Package(whole, core, onnx, contract, folder, trusted)
 
 
 def reference_of_numbers(values: npt.NDArray[np.float64]) -> Reference:
-    """The bins between the quantiles of numbers, twenty where they differ enough, and how many fell into each."""
-    known = values[~np.isnan(values)]
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1])) if len(known) else np.empty(0)
-    counts = np.bincount(np.searchsorted(edges, known, side="left"), minlength=len(edges) + 1)
+    """Count numbers in bins between their quantiles, at most twenty; fewer when quantiles are equal."""
+    present = values[~np.isnan(values)]
+    edges = np.unique(np.quantile(present, np.linspace(0, 1, BINS + 1)[1:-1])) if len(present) else np.empty(0)
+    counts = np.bincount(np.searchsorted(edges, present, side="left"), minlength=len(edges) + 1)
     return Reference(
         edges=tuple(edges.tolist()),
         counts=tuple(counts.tolist()),
-        missing=len(values) - len(known),
-        mean=float(known.mean()) if len(known) else 0.0,
-        std=float(known.std()) if len(known) else 0.0,
+        missing=len(values) - len(present),
+        mean=float(present.mean()) if len(present) else 0.0,
+        std=float(present.std()) if len(present) else 0.0,
     )
 
 
 def reference_of_names(values: Sequence[Any] | npt.NDArray[Any], names: Sequence[Any]) -> Reference:
-    """How many values are of each name; all others count as missing."""
+    """Count the values of each name; all others count as missing."""
     array = np.asarray(values)
     counts = [int((array == name).sum()) for name in names]
     return Reference(counts=tuple(counts), missing=len(array) - sum(counts))
 
 
 def _contract(
-    pipeline: Pipeline, table: Table, core: SklearnPipeline, predicted: Predicted, onnx: Export | None
+    pipeline: Pipeline, table: TrainingTable, core: SklearnPipeline, predictions: Predictions, onnx: Export | None
 ) -> Contract:
-    learnt = table.matrix[table.train]
-    first_output = core.predict(learnt[:1])[0]
-    outputs = predicted.outputs  # of rows it did not learn from, as those that will come
+    train = table.matrix[table.train]
+    first_output = core.predict(train[:1])[0]
+    outputs = predictions.outputs  # of held-out rows, which are new to the model like those of requests
     classes = tuple(map(str, core.classes_)) if pipeline.task == "classification" else ()
     first = table.frame.iloc[table.train[0]]
     return Contract(
         task=pipeline.task,
         target=pipeline.data.target,
-        features=tuple(_feature(table, place, learnt[:, place]) for place in range(len(table.columns))),
+        features=tuple(_feature(column, train[:, index]) for index, column in enumerate(table.columns)),
         classes=classes,
         sample=Sample(
             input={name: None if first[name] != first[name] else first[name] for name in table.frame},
@@ -99,12 +101,11 @@ def _contract(
     )
 
 
-def _feature(table: Table, place: int, learnt: Matrix) -> Feature:
-    """A feature as its column in the matrix of the rows learnt from shows it."""
-    column = table.columns[place]
+def _feature(column: FeatureColumn, values: Matrix) -> Feature:
+    """Describe a feature by its values in the training rows, one column of the matrix."""
     if column.categories:
-        spread = reference_of_names(learnt, range(len(column.categories)))
-        return Feature(name=column.name, categories=column.categories, missing=column.missing, reference=spread)
-    spread = reference_of_numbers(learnt)
-    ends = (float(np.nanmin(learnt)), float(np.nanmax(learnt))) if not np.isnan(learnt).all() else (0.0, 0.0)
-    return Feature(name=column.name, minimum=ends[0], maximum=ends[1], missing=column.missing, reference=spread)
+        reference = reference_of_names(values, range(len(column.categories)))
+        return Feature(name=column.name, categories=column.categories, missing=column.missing, reference=reference)
+    reference = reference_of_numbers(values)
+    low, high = (0.0, 0.0) if np.isnan(values).all() else (float(np.nanmin(values)), float(np.nanmax(values)))
+    return Feature(name=column.name, minimum=low, maximum=high, missing=column.missing, reference=reference)

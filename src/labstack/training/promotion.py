@@ -1,32 +1,29 @@
-"""Today's production beside a candidate, and what follows a promotion."""
+"""Promotion: production as the comparison for a candidate, and the decision whether the candidate replaces it."""
 
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import structlog
+from sqlalchemy import Engine
 
 from labstack.errors import LabError
 from labstack.model import skops_file
 from labstack.model.contract import Contract
-from labstack.registry import trial
-from labstack.registry.client import (
-    MlflowRest,
-    NotThereError,
-    TooLargeError,
-    Version,
-)
-from labstack.registry.roles import living_production
+from labstack.registry import eligibility, moves, trial
+from labstack.registry.client import MlflowRest, NotThereError, TooLargeError, Version
+from labstack.registry.roles import FAILED, GATE_TAG, GATES_TAG, PASSED, living_production
 from labstack.settings import Settings
-from labstack.training import evaluate
+from labstack.training import evaluate, gates
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
-from labstack.training.gates import Production
+from labstack.training.gates import Gate, JudgedCandidate, Production
+from labstack.training.table import TrainingTable
 
-log = structlog.get_logger(__name__)
+TAG_CHARACTERS = 4900  # of a tag's value; MLflow keeps 5,000
+GATE_NAME_CHARACTERS = 200  # of a tag's name; MLflow keeps 250
 
 
 class TrainingError(LabError):
@@ -35,57 +32,124 @@ class TrainingError(LabError):
 
 @dataclass(frozen=True)
 class Incumbent:
-    """Today's production version, its files in a folder."""
+    """Today's production version, with its files in a folder."""
 
     record: Version
     contract: Contract
     folder: Path
 
 
-def require_same_question(pipeline: Pipeline, client: MlflowRest, settings: Settings) -> None:
-    """Raise TrainingError when production answers another question under the pipeline's model name."""
+def require_same_target(pipeline: Pipeline, client: MlflowRest, settings: Settings) -> None:
+    """Raise TrainingError when the production version of this model has another target or task."""
     with _incumbent(client, pipeline.model, settings) as incumbent:
         if incumbent is None:
             return
-        asked = (pipeline.task, pipeline.data.target)
-        if asked != (incumbent.contract.task, incumbent.contract.target):
+        contract = incumbent.contract
+        if (pipeline.task, pipeline.data.target) != (contract.task, contract.target):
             raise TrainingError(
-                f"The model {pipeline.model!r} predicts {incumbent.contract.target} ({incumbent.contract.task}) in "
-                f"production; a pipeline for {pipeline.data.target} ({pipeline.task}) needs a model name of its own."
+                f"The model {pipeline.model!r} predicts {contract.target} ({contract.task}) in "
+                f"production; a pipeline for {pipeline.data.target} ({pipeline.task}) needs another model name."
             )
 
 
-def production(pipeline: Pipeline, client: MlflowRest, table: Table, settings: Settings) -> Production | None:
-    """Today's production and what it predicts of the held-out rows; None when there is none. Raises TrainingError."""
+def production(pipeline: Pipeline, client: MlflowRest, table: TrainingTable, settings: Settings) -> Production | None:
+    """Return today's production with its predictions of the held-out rows; None without one. Raises TrainingError."""
     with _incumbent(client, pipeline.model, settings) as incumbent:
         if incumbent is None:
             return None
-        number = incumbent.record.number
-        held_out = table.test
-        names = [feature.name for feature in incumbent.contract.features]
+        number, contract = incumbent.record.number, incumbent.contract
+        no_rows = np.empty(0, np.intp)
+        names = [feature.name for feature in contract.features]
         known = {*table.frame, *table.others}
-        nothing = np.empty(0, np.intp)
         if missing := [name for name in names if name not in known]:
-            why = f"version {number} takes {', '.join(missing)} too, which these rows do not hold"
-            return Production(number, incumbent.contract, nothing, None, why)
-        rows = table.frame.join(table.others).iloc[held_out][names]
-        gaps = [feature.name for feature in incumbent.contract.features if not feature.missing]
-        taken = np.flatnonzero(~rows[gaps].isna().any(axis=1))
+            why = f"version {number} also takes {', '.join(missing)}, which these rows do not have"
+            return Production(number, contract, no_rows, None, why)
+        rows = table.frame.join(table.others).iloc[table.test][names]
+        required = [feature.name for feature in contract.features if not feature.missing]
+        accepted = np.flatnonzero(~rows[required].isna().any(axis=1))
         try:
-            if not len(taken):
+            if not len(accepted):
                 raise ValueError("it takes none of these rows, which have missing values")
-            predicted = evaluate.predict(
-                skops_file.load(incumbent.folder, settings.model_memory_bytes), rows.iloc[taken]
-            )
+            estimator = skops_file.load(incumbent.folder, settings.model_memory_bytes)
+            predictions = evaluate.predict(estimator, rows.iloc[accepted])
         except (TypeError, ValueError) as error:
             why = f"version {number} does not predict these rows: {error}"
-            return Production(number, incumbent.contract, nothing, None, why)
-        doubt = "" if _held_back(pipeline, client, incumbent, table) else "it may have learnt from some of these rows"
-        return Production(number, incumbent.contract, taken, predicted, doubt=doubt)
+            return Production(number, contract, no_rows, None, why)
+        held_out = _held_out(pipeline, client, incumbent, table)
+        doubt = "" if held_out else "it may have been trained on some of these rows"
+        return Production(number, contract, accepted, predictions, doubt=doubt)
 
 
-def split_params(pipeline: Pipeline, table: Table) -> dict[str, str]:
-    """What decides which rows are held out, as parameters of a run."""
+def decide(
+    pipeline: Pipeline,
+    client: MlflowRest,
+    engine: Engine,
+    table: TrainingTable,
+    judged: JudgedCandidate,
+    version: int,
+    settings: Settings,
+    approve: Callable[[list[Gate]], bool],
+) -> tuple[bool, str]:
+    """Promote the version if it passed its gates and is approved: whether it was promoted, and the reason.
+
+    When another training has moved production meanwhile, the version is judged again.
+    """
+    verdicts, baseline = judged.gates, judged.production
+    while True:
+        current = living_production(client, pipeline.model)
+        if (current and current.number) != (baseline and baseline.number):
+            baseline = production(pipeline, client, table, settings)
+        if baseline is not judged.production:
+            verdicts = gates.judge_again(pipeline, table, judged, baseline)
+            for tag, value in verdict_tags(verdicts).items():
+                client.set_version_tag(pipeline.model, version, tag, value)
+        if refusal := _refusal(pipeline, judged, version, verdicts, baseline, approve):
+            return False, refusal
+        metric = f"{pipeline.metric} {judged.metrics[pipeline.metric]:.4f}"
+        reason = verdicts[-1].said if baseline else f"the model had no production version, {metric}"
+        eligibility.require_servable(client, pipeline.model, version, settings)
+        try:
+            expected = baseline.number if baseline else None
+            moves.promote(client, engine, pipeline.model, version, reason=reason, instead_of=expected)
+            return True, reason
+        except moves.ProductionMovedError:
+            continue
+
+
+def _refusal(
+    pipeline: Pipeline,
+    judged: JudgedCandidate,
+    version: int,
+    verdicts: list[Gate],
+    baseline: Production | None,
+    approve: Callable[[list[Gate]], bool],
+) -> str:
+    """The reason why a version is not promoted; empty when it is."""
+    if failed := [gate for gate in verdicts if not gate.passed]:
+        return "; ".join(gate.said for gate in failed)
+    if baseline is not None and evaluate.agree(judged.predictions, baseline.predictions):
+        return f"version {baseline.number}, in production, predicts the same of all held-out rows"
+    command = f"labstack promote {pipeline.model} {version}"
+    if pipeline.approval == "manual":
+        return f"it awaits approval: {command}"
+    if pipeline.approval == "ask" and not approve(verdicts):
+        return f"it was not approved; to promote it later: {command}"
+    return ""
+
+
+def verdict_tags(verdicts: list[Gate]) -> dict[str, str]:
+    """Return the verdicts of gates as tags of a version; MLflow allows few characters in a tag's name."""
+    tags = {GATES_TAG: PASSED if all(gate.passed for gate in verdicts) else FAILED}
+    for gate in verdicts:
+        name = GATE_TAG + re.sub(r"[^\w ./:-]", "_", gate.name, flags=re.ASCII)[:GATE_NAME_CHARACTERS]
+        while name in tags:
+            name += "_"
+        tags[name] = f"{PASSED if gate.passed else FAILED}: {gate.said}"[:TAG_CHARACTERS]
+    return tags
+
+
+def split_params(pipeline: Pipeline, table: TrainingTable) -> dict[str, str]:
+    """Return what decides which rows are held out, as parameters of a run."""
     return {
         "data": str(pipeline.data),
         "data_digest": table.digest,
@@ -95,14 +159,14 @@ def split_params(pipeline: Pipeline, table: Table) -> dict[str, str]:
     }
 
 
-def _held_back(pipeline: Pipeline, client: MlflowRest, incumbent: Incumbent, table: Table) -> bool:
-    """Whether production was held back from the rows that it is judged on now."""
+def _held_out(pipeline: Pipeline, client: MlflowRest, incumbent: Incumbent, table: TrainingTable) -> bool:
+    """Return whether the rows that production is judged on were also held out from its own training."""
     return split_params(pipeline, table).items() <= client.run_of(incumbent.record).params.items()
 
 
 @contextmanager
 def _incumbent(client: MlflowRest, model: str, settings: Settings) -> Iterator[Incumbent | None]:
-    """Production with its files, for as long as the context lasts; None when there is none."""
+    """Yield today's production with its files, which exist inside the context; None when there is no production."""
     record = living_production(client, model)
     if record is None:
         yield None
@@ -110,7 +174,7 @@ def _incumbent(client: MlflowRest, model: str, settings: Settings) -> Iterator[I
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            read = trial.fetch(client, record, folder, settings, skops_file.FILE_NAME)
+            contract = trial.fetch(client, record, folder, settings, skops_file.FILE_NAME)
         except (NotThereError, TooLargeError, OSError, ValueError) as error:
             raise TrainingError(f"Production version {record.number} of {model!r} cannot be read: {error}") from error
-        yield Incumbent(record, read, folder)
+        yield Incumbent(record, contract, folder)

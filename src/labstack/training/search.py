@@ -1,7 +1,7 @@
-"""The search of the best candidate and its parameters, by cross-validation on the training rows, with optuna.
+"""The search for the best candidate and its parameters, by cross-validation on the training rows, with optuna.
 
-The trials lie in a database, SEARCH_DATABASE_URL: a search that was killed goes on where it ended, and trainings of
-the same rows and pipeline, in whatever process or container, share theirs. Who writes: whoever runs a trial.
+The trials are in a database, SEARCH_DATABASE_URL, which every process that runs a trial writes. A killed search
+resumes, and trainings of the same rows and pipeline share their trials, also between containers.
 """
 
 import time
@@ -28,9 +28,9 @@ from labstack.model.contract import Matrix
 from labstack.store.sqlite import write_ahead
 from labstack.training import data
 from labstack.training.config import Candidate, Pipeline, Range
-from labstack.training.data import Column, Indices, Table
 from labstack.training.estimator import make_core
 from labstack.training.evaluate import Target, score
+from labstack.training.table import FeatureColumn, Indices, TrainingTable
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -39,12 +39,12 @@ BUSY_TIMEOUT_SECONDS = 60
 
 
 class SearchError(LabError):
-    """No candidate could be fitted, or the trials cannot be kept; the text says why."""
+    """No candidate could be fitted, or the trials cannot be stored; the text says why."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that ended: what was tried, the mean of the metric over its folds unless it was pruned or failed."""
+    """A finished trial: its candidate, its parameters, and the mean metric of its folds unless pruned or failed."""
 
     number: int
     candidate: Candidate
@@ -57,8 +57,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best candidate with its parameters, its score by cross-validation, and how many trials there were."""
+class SearchResult:
+    """The best candidate, its parameters, its cross-validation score, and the number of finished trials."""
 
     candidate: Candidate
     chosen: dict[str, Any]
@@ -66,19 +66,16 @@ class Found:
     trials: int
 
 
-def needs_search(pipeline: Pipeline) -> bool:
-    """Whether there is anything to choose between."""
-    return len(pipeline.candidates) > 1 or any(candidate.search for candidate in pipeline.candidates)
+def search(
+    pipeline: Pipeline, table: TrainingTable, url: str, name: str, watch: Callable[[Trial, int, int], None]
+) -> SearchResult:
+    """Run trials up to the pipeline's number or time limit, and return the best.
 
-
-def search(pipeline: Pipeline, table: Table, url: str, name: str, watch: Callable[[Trial, int, int], None]) -> Found:
-    """The best of the pipeline's trials, which are run until there are as many as it says, or its time is over.
-
-    `watch` is called with each trial that ended here, how many ended so far and how many there will be. `name` names
-    the search: others of that name, at once or before, count. Raises SearchError, and DataError for too few rows.
+    `watch` is called with each trial that finished here, the number of finished trials and the total. Searches with the
+    same `name` share their trials. Raises SearchError, and DataError for too few rows.
     """
-    if not needs_search(pipeline):
-        return Found(pipeline.candidates[0], {}, None, 0)
+    if not pipeline.needs_search:
+        return SearchResult(pipeline.candidates[0], {}, None, 0)
     folds = data.folds(pipeline, table)
     total = _total(pipeline)
     try:
@@ -93,24 +90,24 @@ def search(pipeline: Pipeline, table: Table, url: str, name: str, watch: Callabl
         _watch(pipeline, study, run(jobs), watch, total)
         return _best(pipeline, study)
     except BrokenProcessPool as error:
-        text = "A process of the search was ended, as for want of memory; fewer search.processes need less."
+        text = "A process of the search was killed, probably for lack of memory; reduce search.processes."
         raise SearchError(text) from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
         reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
-        raise SearchError(f"The trials cannot be kept in SEARCH_DATABASE_URL: {reason}") from error
+        raise SearchError(f"The trials cannot be stored in SEARCH_DATABASE_URL: {reason}") from error
 
 
 def _enqueue(study: optuna.Study, candidates: int) -> None:
-    """Have each candidate tried that no trial tried to its end, and none is about to; killed ones stay "running"."""
+    """Enqueue each candidate without a finished or waiting trial; trials of killed processes stay "running" forever."""
     known = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.WAITING))
     fixed = [trial.params | trial.system_attrs.get("fixed_params", {}) for trial in known]
-    for place in set(range(candidates)) - {params.get("candidate") for params in fixed}:
-        study.enqueue_trial({"candidate": place})
+    for index in set(range(candidates)) - {params.get("candidate") for params in fixed}:
+        study.enqueue_trial({"candidate": index})
 
 
 def _total(pipeline: Pipeline) -> int:
-    """How many trials there are to be; without parameters to search, one of each candidate."""
+    """Return the number of trials to run; without parameters to search, one for each candidate."""
     if any(candidate.search for candidate in pipeline.candidates):
         return pipeline.search.trials
     return len(pipeline.candidates)
@@ -130,29 +127,32 @@ def _watch(
             watch(_shown(pipeline, trials[number]), min(ended, total), total)
 
 
-def _best(pipeline: Pipeline, study: optuna.Study) -> Found:
+def _best(pipeline: Pipeline, study: optuna.Study) -> SearchResult:
     ended = study.get_trials(deepcopy=False, states=FINISHED)
     try:
         best = study.best_trial
     except ValueError:
         reason = next((error for trial in ended if (error := trial.user_attrs.get("error"))), "the time was too short")
-        raise SearchError(f"No trial of {len(ended)} came to its end: {reason}") from None
-    return Found(*_choice(pipeline, best), best.value, len(ended))
+        raise SearchError(f"None of {len(ended)} trials succeeded: {reason}") from None
+    return SearchResult(*_choice(pipeline, best), best.value, len(ended))
 
 
 def _create(pipeline: Pipeline, url: str, name: str) -> optuna.Study:
-    """The study, made unless there is one. Two processes that make the first tables at once: one is asked again."""
+    """Create the study, or open it if it exists.
+
+    Retries, as two processes may create the first tables at once, and one of them fails.
+    """
     try:
         parsed = make_url(url)
         parsed.get_dialect().import_dbapi()
     except ImportError as error:
         raise SearchError(f"SEARCH_DATABASE_URL: the driver of this database is not installed: {error}") from error
-    except (SQLAlchemyError, ValueError):  # whose text may hold a part of a password
+    except (SQLAlchemyError, ValueError):  # its text may contain a part of the password
         raise SearchError("SEARCH_DATABASE_URL is no URL of a database, such as sqlite:///path/to/file.db") from None
     try:
         sqlite_files.prepare(parsed)
     except OSError as error:
-        raise SearchError(f"SEARCH_DATABASE_URL: {parsed.database} cannot be made: {error.strerror}") from error
+        raise SearchError(f"SEARCH_DATABASE_URL: {parsed.database} cannot be created: {error.strerror}") from error
     for attempt in range(5):
         try:
             return _study(url, name, pipeline.more_is_better, pipeline.search.prune, pipeline.split.seed)
@@ -177,19 +177,19 @@ def _study(url: str, name: str, more_is_better: bool, prune: bool, seed: int) ->
 
 @lru_cache(maxsize=2)
 def _storage(url: str) -> RDBStorage:
-    """One for each process."""
+    """Open the storage, once for each process."""
     sqlite = url.startswith("sqlite")
     options = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}} if sqlite else {"pool_pre_ping": True}
     storage = RDBStorage(url, engine_kwargs=options)
     if sqlite:
         event.listen(storage.engine, "connect", write_ahead)
-        storage.engine.dispose()  # the connections that were made before
+        storage.engine.dispose()  # close connections from before the listener
     return storage
 
 
 def _trial(
     pipeline: Pipeline,
-    columns: Sequence[Column],
+    columns: Sequence[FeatureColumn],
     matrix: Matrix,
     target: Target,
     folds: list[tuple[Indices, Indices]],
@@ -198,7 +198,7 @@ def _trial(
     seed: int,
     deadline: float,
 ) -> int | None:
-    """Run a trial, in whatever process; its number, or None when the time is over or there are enough."""
+    """Run one trial in this process; return its number, or None when the time is over or enough trials exist."""
     if time.time() > deadline:
         return None
     study = _study(url, name, pipeline.more_is_better, pipeline.search.prune, seed)
@@ -209,9 +209,9 @@ def _trial(
         value = _cross_validate(pipeline, columns, matrix, target, folds, trial)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
-    except Exception as error:  # parameters that do not go together; estimators say so in many ways
+    except Exception as error:  # for parameters that do not fit each other, estimators raise many types
         trial.set_user_attr("error", " ".join(str(error).split())[:500])
-        study.tell(trial, state=TrialState.PRUNED)  # of the states that one from which the sampler learns
+        study.tell(trial, state=TrialState.PRUNED)  # the sampler learns from pruned trials, not from failed ones
     else:
         study.tell(trial, value)
     return trial.number
@@ -219,29 +219,29 @@ def _trial(
 
 def _ask(study: optuna.Study) -> optuna.Trial:
     while True:
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was quicker with one that waited
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process took the waiting trial first
             return study.ask()
 
 
 def _cross_validate(
     pipeline: Pipeline,
-    columns: Sequence[Column],
+    columns: Sequence[FeatureColumn],
     matrix: Matrix,
     target: Target,
     folds: list[tuple[Indices, Indices]],
     trial: optuna.Trial,
 ) -> float:
-    """The mean of the metric over the folds. Raises TrialPruned when it is not going to be among the better half."""
-    place = trial.suggest_categorical("candidate", list(range(len(pipeline.candidates))))
-    candidate = pipeline.candidates[place]
-    chosen = {name: _suggest(trial, f"{place}.{name}", choices) for name, choices in candidate.search.items()}
+    """Return the mean of the metric over the folds. Raises TrialPruned when the trial is worse than the median."""
+    index = trial.suggest_categorical("candidate", list(range(len(pipeline.candidates))))
+    candidate = pipeline.candidates[index]
+    chosen = {name: _suggest(trial, f"{index}.{name}", choices) for name, choices in candidate.search.items()}
     scores: list[float] = []
-    for step, (learn, judge) in enumerate(folds):
+    for step, (fit, test) in enumerate(folds):
         core = make_core(pipeline, columns, candidate, chosen)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of parameters that nobody will choose
-            core.fit(matrix[learn], target[learn])
-            scores.append(score(pipeline, core, matrix[judge], target[judge]))
+            warnings.simplefilter("ignore")  # most parameters tried here are not chosen
+            core.fit(matrix[fit], target[fit])
+            scores.append(score(pipeline, core, matrix[test], target[test]))
         trial.report(float(np.mean(scores)), step)
         if step < len(folds) - 1 and trial.should_prune():
             raise optuna.TrialPruned
@@ -260,10 +260,10 @@ def _suggest(trial: optuna.Trial, name: str, choices: Range | tuple[Any, ...]) -
 
 
 def _choice(pipeline: Pipeline, trial: FrozenTrial) -> tuple[Candidate, dict[str, Any]]:
-    """What a trial tried."""
-    place = trial.params.get("candidate", 0)
+    """Return the candidate and the parameters of a trial."""
+    index = trial.params.get("candidate", 0)
     chosen = {name.partition(".")[2]: value for name, value in trial.params.items() if name != "candidate"}
-    return pipeline.candidates[place], chosen
+    return pipeline.candidates[index], chosen
 
 
 def _shown(pipeline: Pipeline, trial: FrozenTrial) -> Trial:

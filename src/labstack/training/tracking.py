@@ -1,16 +1,13 @@
-"""What a training leaves in MLflow: its run, the runs of its trials, the logged model and the registered version."""
+"""Logging of a training in MLflow: its run, the runs of its trials, the logged model and the registered version."""
 
-import hashlib
 import importlib.metadata
+import math
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from pathlib import Path
 
 import mlflow
 import requests
@@ -23,19 +20,19 @@ from mlflow.models import infer_signature
 from labstack.model.contract import FILE_NAME, ONNX_FILE_NAME
 from labstack.registry.client import MlflowRest, RegistryError, RegistryFailedError, RegistryUnreachableError
 from labstack.settings import ROOT
-from labstack.training import progress, promotion
+from labstack.training import fingerprint, progress, promotion
 from labstack.training.config import Pipeline
-from labstack.training.data import Table
-from labstack.training.gates import Judged
+from labstack.training.gates import JudgedCandidate
 from labstack.training.promotion import TrainingError
 from labstack.training.search import Trial
+from labstack.training.table import TrainingTable
 
 
 @contextmanager
 def connect(client: MlflowRest) -> Iterator[MlflowClient]:
-    """MLflow's own client of the same server, for what is logged, as patient as ours; its faults are RegistryError.
+    """Yield MLflow's own client for the same server, with the timeouts of ours; its errors become RegistryError.
 
-    The address becomes the process's: much of MLflow takes it from there alone.
+    Sets the address for the whole process, as much of MLflow reads it only there.
     """
     mlflow.set_tracking_uri(client.url)
     mlflow.set_registry_uri(client.url)
@@ -45,31 +42,33 @@ def connect(client: MlflowRest) -> Iterator[MlflowClient]:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    with explained(client):
+    with registry_errors(client):
         yield MlflowClient(client.url, client.url)
 
 
 @contextmanager
-def explained(client: MlflowRest) -> Iterator[None]:
-    """Turn the faults of MLflow's own client into RegistryError."""
+def registry_errors(client: MlflowRest) -> Iterator[None]:
+    """Raise the errors of MLflow's own client as RegistryError."""
     try:
         yield
     except MlflowException as error:
-        if "API request to" in error.message:
+        # MLflow raises one type for all errors; the error of requests that it was handling stays in the context
+        if isinstance(error.__context__, requests.RequestException):
             raise RegistryUnreachableError(client.shown_url) from error
         raise RegistryError(error.message) from error
-    except requests.RequestException as error:  # as MLflow hands on what comes of artifacts
+    except requests.RequestException as error:  # which MLflow does not convert for artifacts
         if error.response is None:
             raise RegistryUnreachableError(client.shown_url) from error
-        said = f"The MLflow server at {client.shown_url} refuses an artifact, with status {error.response.status_code}."
-        raise RegistryFailedError(said) from error
+        status = error.response.status_code
+        text = f"The MLflow server at {client.shown_url} rejected an artifact with status {status}."
+        raise RegistryFailedError(text) from error
 
 
 @contextmanager
 def run(client: MlflowClient, model: str, tags: dict[str, str]) -> Iterator[str]:
-    """A run of the model's experiment, MLflow's active one for as long as the context lasts; its id.
+    """Start a run of the model's experiment as MLflow's active run, and yield its id.
 
-    Whatever ends it, its status says so, unless MLflow is away by then.
+    At the end its status is set, FAILED or KILLED after an error, unless MLflow cannot be reached.
     """
     run_id = str(mlflow.start_run(experiment_id=experiment(client, model), tags=tags).info.run_id)
     try:
@@ -82,58 +81,58 @@ def run(client: MlflowClient, model: str, tags: dict[str, str]) -> Iterator[str]
 
 
 def experiment(client: MlflowClient, name: str) -> str:
-    """The id of the model's experiment, whose artifacts must go through the server."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    """Return the id of the model's experiment, created if needed. Raises TrainingError for one that is not usable."""
+    existing = client.get_experiment_by_name(name)
+    if existing is None:
         try:
             return str(client.create_experiment(name))
-        except RestException:  # another training was quicker, or it is refused
-            found = client.get_experiment_by_name(name)
-            if found is None:
+        except RestException:  # another training created it first, or it is rejected
+            existing = client.get_experiment_by_name(name)
+            if existing is None:
                 raise
-    if not found.artifact_location.startswith("mlflow-artifacts:"):
+    if not existing.artifact_location.startswith("mlflow-artifacts:"):
         raise TrainingError(
-            f"The experiment {name!r} keeps its artifacts at {found.artifact_location}, not behind the MLflow "
-            "server; MLflow fixes that when an experiment is made. Rename it in the MLflow UI and train again."
+            f"The experiment {name!r} keeps its artifacts at {existing.artifact_location}, not behind the MLflow "
+            "server; MLflow sets this when an experiment is created. Rename it in the MLflow UI and train again."
         )
-    if found.lifecycle_stage != "active":
+    if existing.lifecycle_stage != "active":
         raise TrainingError(f"The experiment {name!r} was deleted; restore it with: mlflow experiments restore")
-    return str(found.experiment_id)
+    return str(existing.experiment_id)
 
 
 @contextmanager
 def trials(client: MlflowClient, pipeline: Pipeline, parent: str) -> Iterator[Callable[[Trial, int, int], None]]:
-    """What shows each trial, and logs it as a run beneath the training's, beside the search."""
+    """Yield a function that shows each trial and logs it, in a thread, as a child of the training's run."""
     experiment = client.get_run(parent).info.experiment_id
     logged: list[Future[None]] = []
-    with progress.trials(pipeline.metric) as show, ThreadPoolExecutor(1) as beside:
+    with progress.trials(pipeline.metric) as show, ThreadPoolExecutor(1) as executor:
 
         def watch(trial: Trial, ended: int, total: int) -> None:
             show(trial, ended, total)
-            logged.append(beside.submit(_log_trial, client, pipeline, experiment, parent, trial))
+            logged.append(executor.submit(_log_trial, client, pipeline, experiment, parent, trial))
 
         yield watch
-    lost = sum(one.exception() is not None for one in logged)
-    if lost:  # they lie in the search's own database, and the training goes on
-        progress.doubt(f"{lost} of {len(logged)} trials could not be logged")
+    failed = sum(future.exception() is not None for future in logged)
+    if failed:  # they are in the search's own database, and the training goes on
+        progress.warn(f"{failed} of {len(logged)} trials could not be logged")
 
 
 def _log_trial(client: MlflowClient, pipeline: Pipeline, experiment: str, parent: str, trial: Trial) -> None:
     began, ended = (int(moment.timestamp() * 1000) for moment in (trial.began, trial.ended))
-    tags = {"mlflow.parentRunId": parent, "labstack.registry.trial": str(trial.number), "labstack.state": trial.state}
+    tags = {"mlflow.parentRunId": parent, "labstack.trial": str(trial.number), "labstack.state": trial.state}
     run = client.create_run(experiment, began, tags, run_name=f"trial {trial.number}").info.run_id
     params = {"estimator": trial.candidate.estimator} | {
         f"params.{name}": value for name, value in trial.chosen.items()
     }
     if trial.error:
         client.set_tag(run, "labstack.error", trial.error)
-    measured = [] if trial.score is None else [Metric(pipeline.metric, trial.score, ended, 0)]
-    client.log_batch(run, measured, [Param(name, value) for name, value in params.items()])
+    metrics = [] if trial.score is None else [Metric(pipeline.metric, trial.score, ended, 0)]
+    client.log_batch(run, metrics, [Param(name, value) for name, value in params.items()])
     client.set_terminated(run, "FAILED" if trial.error else "FINISHED", ended)
 
 
 def register(client: MlflowClient, model: str, model_id: str, run_id: str, tags: dict[str, str]) -> int:
-    """Make the logged model the next version of the registered model; its number."""
+    """Register the logged model as the next version of the registered model; return its number."""
     try:
         client.create_registered_model(model)
     except RestException as error:
@@ -145,28 +144,29 @@ def register(client: MlflowClient, model: str, model_id: str, run_id: str, tags:
     return int(created.version)
 
 
-def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged, commit: str | None) -> str:
-    """Log the run and its model, with signature, example and contract; the logged model's id."""
-    found, packed = judged.found, judged.package
+def log(
+    pipeline: Pipeline, client: MlflowClient, table: TrainingTable, judged: JudgedCandidate, commit: str | None
+) -> str:
+    """Log the run and its model with signature, example and contract; return the id of the logged model."""
+    result, packed = judged.result, judged.package
     mlflow.log_params(
         {
             "target": pipeline.data.target,
             "metric": pipeline.metric,
-            "estimator": found.candidate.estimator,
+            "estimator": result.candidate.estimator,
             **promotion.split_params(pipeline, table),
             "train_rows": len(table.train),
             "test_rows": len(table.test),
-            "trials": found.trials,
+            "trials": result.trials,
         }
-        | {f"params.{name}": value for name, value in (found.candidate.params | found.chosen).items()}
+        | {f"params.{name}": value for name, value in (result.candidate.params | result.chosen).items()}
     )
-    ends = {
-        f"{name}_{end}": pair[at] for name, pair in judged.intervals.items() for at, end in enumerate(("low", "high"))
-    }
+    ends = {f"{name}_low": low for name, (low, _) in judged.intervals.items()}
+    ends |= {f"{name}_high": high for name, (_, high) in judged.intervals.items()}
     parity = {} if packed.onnx is None else {"onnx_parity": packed.onnx.parity}
-    validated = {} if found.score is None else {f"cv_{pipeline.metric}": found.score}
-    known = {name: value for name, value in ends.items() if value == value}
-    mlflow.log_metrics(judged.metrics | known | parity | validated)
+    cross_validation = {} if result.score is None else {f"cv_{pipeline.metric}": result.score}
+    defined = {name: value for name, value in ends.items() if not math.isnan(value)}
+    mlflow.log_metrics(judged.metrics | defined | parity | cross_validation)
     mlflow.set_tags(
         lineage(commit) | {"mlflow.note.content": (packed.folder / "model_card.md").read_text(encoding="utf-8")}
     )
@@ -182,7 +182,7 @@ def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged, 
         input_example=example,
         serialization_format="skops",
         skops_trusted_types=packed.trusted,
-        # named, since MLflow would find them out by loading the model in another process
+        # given, as MLflow would infer them by loading the model in another process
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("scikit-learn", "skops", "numpy")],
     )
     if info.signature is None:
@@ -193,37 +193,20 @@ def log(pipeline: Pipeline, client: MlflowClient, table: Table, judged: Judged, 
     return str(info.model_id)
 
 
-def _log_inputs(pipeline: Pipeline, table: Table) -> None:
-    """The rows' lineage: where they are from, how many, and their digest."""
+def _log_inputs(pipeline: Pipeline, table: TrainingTable) -> None:
+    """Log the source, number and digest of the rows as inputs of the run."""
     target = pipeline.data.target
-    of = pipeline.data.dataset or str(pipeline.data)
-    for context, rows, name in (("training", table.train, of), ("evaluation", table.test, f"{of}, held out")):
+    source = pipeline.data.dataset or str(pipeline.data)
+    for context, rows, name in (("training", table.train, source), ("evaluation", table.test, f"{source}, held out")):
         frame = table.frame.iloc[rows].assign(**{target: table.target[rows]})
-        given = from_pandas(frame, name=name, targets=target, digest=table.digest[:32])
-        mlflow.log_input(given, context=context)
+        dataset = from_pandas(frame, name=name, targets=target, digest=table.digest[:32])
+        mlflow.log_input(dataset, context=context)
 
 
 def lineage(commit: str | None) -> dict[str, str]:
-    """The code and the environment that a run is made with."""
-    found = {"labstack.code": code(), "labstack.lock": lock()}
+    """Return tags that name the code and the environment of a run."""
+    tags = {"labstack.code": fingerprint.code(), "labstack.lock": fingerprint.lock()}
     if commit is None and shutil.which("git"):
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-        commit = done.stdout.strip() or None
-    return found | ({"mlflow.source.git.commit": commit} if commit else {})
-
-
-@lru_cache
-def code() -> str:
-    """A hash of what trains."""
-    found = hashlib.sha256()
-    for path in sorted((ROOT / "src" / "labstack").rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()
-
-
-def lock() -> str:
-    """A hash of the lock file that the training environment is made from."""
-    made = Path(sys.prefix) / "conda-lock.sha256"  # where an image keeps it
-    if made.exists():
-        return made.read_text().split()[0]
-    return hashlib.sha256((ROOT / "conda-cfg" / "conda-lock-mlops.yml").read_bytes()).hexdigest()
+        process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+        commit = process.stdout.strip() or None
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})

@@ -24,8 +24,7 @@ from labstack.monitoring import drift
 from labstack.monitoring.counts import Counts
 from labstack.monitoring.drift import VERDICTS
 from labstack.registry.client import Version
-from labstack.registry.eligibility import GATES_TAG
-from labstack.registry.roles import ROLES, Roles, read_roles
+from labstack.registry.roles import GATES_TAG, ROLES, Roles, read_roles
 from labstack.settings import without_credentials
 from labstack.store import audit, predictions
 from labstack.store.predictions import Prediction
