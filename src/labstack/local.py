@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 import psutil
+from pydantic import SecretStr
 
 from labstack import api_client, log_file
 from labstack.settings import ROOT, Settings, load, reached_at
@@ -30,6 +31,26 @@ STATE = ROOT / ".lab"
 START_SECONDS = 120.0
 BUSY_SECONDS = 20.0  # a service that lives and is busy is not broken
 STOP_SECONDS = 40.0  # a little longer than the services' own grace period
+
+MLFLOW_SETTINGS = {
+    "lab_archive",
+    "lab_archive_max_bytes",
+    "lab_database_url",
+    "mlflow_artifacts_destination",
+    "mlflow_backend_store_uri",
+    "mlflow_host",
+    "mlflow_port",
+    "mlflow_server_allowed_hosts",
+}
+_SHARED_SETTINGS = {"lab_database_url"}
+_OTHER_SETTINGS = {
+    "api_url",
+    "git_commit",
+    "lab_outputs",
+    "mlflow_bind",
+    "search_database_url",
+}  # of no running service
+API_SETTINGS = set(Settings.model_fields) - (MLFLOW_SETTINGS - _SHARED_SETTINGS) - _OTHER_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -190,14 +211,31 @@ class Service:
 
 def services(settings: Settings) -> tuple[Service, ...]:
     """The lab's services, in the order in which they start."""
-    token = settings.api_admin_token.get_secret_value() if settings.api_admin_token else ""
-    digest = hashlib.sha256((settings.model_dump_json() + token).encode()).hexdigest()
     mlflow = ("-m", "labstack.mlflow_server.main")
     api = ("-m", "gunicorn", "-c", "python:labstack.api.server.config", "labstack.api.server.wsgi:app")
     return (
-        Service("server_mlflow", mlflow, reached_at(settings.mlflow_host), settings.mlflow_port, "MLFLOW_PORT", digest),
-        Service("api", api, reached_at(settings.api_host), settings.api_port, "API_PORT", digest),
+        Service(
+            "server_mlflow",
+            mlflow,
+            reached_at(settings.mlflow_host),
+            settings.mlflow_port,
+            "MLFLOW_PORT",
+            _digest(settings, MLFLOW_SETTINGS),
+        ),
+        Service(
+            "api", api, reached_at(settings.api_host), settings.api_port, "API_PORT", _digest(settings, API_SETTINGS)
+        ),
     )
+
+
+def _digest(settings: Settings, names: set[str]) -> str:
+    """Return the SHA-256 of the named settings' values, secrets included, which the digest does not reveal."""
+    values = {name: getattr(settings, name) for name in sorted(names)}
+    return hashlib.sha256(json.dumps(values, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def _cause(said: str) -> str:
