@@ -43,12 +43,15 @@ train() { ## [pipeline...]: train pipelines of src/pipelines, by default all, or
 
 labstack() { ## [command...]: the lab's command: promote, rollback, canary, status, versions, manifest, data, pipeline; --help tells
   find_place
-  local argument before="" arguments=()
+  local argument option value before="" arguments=()
   for argument in "$@"; do # files are the caller's
-    if [[ $argument != /* && ($before == --output || $argument == *.@(yaml|yml|csv) && -f $caller/$argument) ]]; then
-      argument=$caller/$argument
+    option="" value=$argument
+    if [[ $argument == --*=* ]]; then option=${argument%%=*}= value=${argument#*=}; fi
+    if [[ $value != /* ]] &&
+      [[ $before == --output || $option == --output= || $value == *.@(yaml|yml|csv) && -f $caller/$value ]]; then
+      value=$caller/$value
     fi
-    arguments+=("$argument") before=$argument
+    arguments+=("$option$value") before=$argument
   done
   "${place}_labstack" ${arguments[@]+"${arguments[@]}"}
 }

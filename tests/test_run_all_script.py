@@ -54,3 +54,25 @@ def test_no_function_is_called_where_bash_goes_on_after_a_failed_command() -> No
     code = "\n".join(line.partition(" # ")[0] for line in SCRIPT.splitlines() if not line.lstrip().startswith("#"))
     conditional = rf"(?:\b(?:if|elif|while|until)\s+|!\s+){called}|^\s*{called}[^|\n]*(?:\|\||&&)"
     assert re.findall(conditional, code, re.MULTILINE) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ("--output x.csv", "--output {folder}/x.csv"),
+        ("export x --output=x.csv", "export x --output={folder}/x.csv"),
+        ("--output=/x.csv", "--output=/x.csv"),
+        ("--file=mine.csv", "--file={folder}/mine.csv"),
+        ("--file=none.csv", "--file=none.csv"),
+        ("mine.csv", "{folder}/mine.csv"),
+    ],
+)
+def test_files_are_those_of_the_callers_folder(tmp_path: Path, given: str, resolved: str) -> None:
+    (tmp_path / "mine.csv").touch()
+    done = call(
+        tmp_path,
+        "find_place() { place=echoed; }",
+        'echoed_labstack() { echo "$@"; }',
+        f"caller={tmp_path}; labstack {given}",
+    )
+    assert done.stdout == resolved.format(folder=tmp_path) + "\n"

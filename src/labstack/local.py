@@ -43,14 +43,14 @@ MLFLOW_SETTINGS = {
     "mlflow_server_allowed_hosts",
 }
 _SHARED_SETTINGS = {"lab_database_url"}
-_OTHER_SETTINGS = {
+_UNREAD_SETTINGS = {
     "api_url",
     "git_commit",
     "lab_outputs",
     "mlflow_bind",
     "search_database_url",
 }  # of no running service
-API_SETTINGS = set(Settings.model_fields) - (MLFLOW_SETTINGS - _SHARED_SETTINGS) - _OTHER_SETTINGS
+API_SETTINGS = set(Settings.model_fields) - (MLFLOW_SETTINGS - _SHARED_SETTINGS) - _UNREAD_SETTINGS
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def digests(**values: Any) -> dict[str, str]:
         ({"api_workers": 3}, {"api"}),
         ({"canary_steps": "0.5,1"}, {"api"}),
         ({"mlflow_server_allowed_hosts": "lab.example"}, {"server_mlflow"}),
-        ({"mlflow_host": "0.0.0.0"}, {"server_mlflow"}),
+        ({"mlflow_host": "127.0.0.2"}, {"server_mlflow"}),
         ({"mlflow_port": 6001}, {"server_mlflow", "api"}),  # the API's tracking URI follows the port
         ({"lab_outputs": "/elsewhere"}, set()),
         ({"search_database_url": "sqlite:////elsewhere/search.db"}, set()),
