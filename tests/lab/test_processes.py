@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from labstack import local as processes
+from labstack.lab import processes
 from labstack.settings import ROOT, Settings
 
 PACKAGE = ROOT / "src" / "labstack"

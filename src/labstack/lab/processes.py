@@ -25,9 +25,9 @@ import psutil
 from pydantic import SecretStr
 
 from labstack import api_client, log_file
-from labstack.settings import ROOT, Settings, load, reached_at
+from labstack.lab import ROOT, STATE, ports
+from labstack.settings import Settings, load, reached_at
 
-STATE = ROOT / ".lab"
 START_SECONDS = 120.0
 BUSY_SECONDS = 20.0  # a service that lives and is busy is not broken
 STOP_SECONDS = 40.0  # a little longer than the services' own grace period
@@ -128,11 +128,8 @@ class Service:
     def require_port(self) -> None:
         """Exit when somebody else listens on the service's port, naming them and the setting that moves it."""
         ours = {process.pid for process in self.processes()}
-        if (owner := _port_owner(self.port)) and owner[0] not in ours:
-            sys.exit(
-                f"Port {self.port}, which {self.name} needs, is taken by {owner[1]}. "
-                f"Stop it, or choose another port: {self.port_setting}=<port> in .env."
-            )
+        if (owner := ports.owner(self.port)) and owner.pid not in ours:
+            sys.exit(ports.conflict(self.port, self.name, owner, self.port_setting))
 
     def start(self) -> str:
         """Start the service unless it runs with these settings; returns when it answers, with a word on how.
@@ -185,7 +182,7 @@ class Service:
         return subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdin=stdin,
             stdout=output,
             stderr=output,
@@ -270,28 +267,6 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-def _port_owner(port: int) -> tuple[int | None, str] | None:
-    """Who listens on a port of this machine, by process id, where it shows, and in words; None when nobody does."""
-    try:
-        listening = [
-            connection
-            for connection in psutil.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr[1] == port
-        ]
-    except psutil.AccessDenied:  # macOS shows connections to root alone
-        listening = []
-    if not listening:
-        return None
-    for connection in listening:
-        if connection.pid is not None:
-            try:
-                command = " ".join(psutil.Process(connection.pid).cmdline())[:120]
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                command = "a process"
-            return connection.pid, f"{command!r} (process {connection.pid})"
-    return None, "a process of another user"
 
 
 @click.group()
