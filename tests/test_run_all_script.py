@@ -1,4 +1,4 @@
-"""run_all.sh as a script: it finds a Python and hands the lab's tasks over. Whole labs are brought up in tests/local."""
+"""run_all.sh as a script: it finds a Python and hands the tasks over. Whole labs are brought up in tests/local."""
 
 import json
 import os
