@@ -266,8 +266,8 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "nothing else: it holds",
     ),
     "a huge header": (with_more(pax(record("comment", bytes(1 << 17)))), "A header .* more than 65,536 bytes"),
-    "a header that says nothing": (with_more(pax(b"0 x=y\n")), "damaged one: a header of it has no sense"),
-    "a header of half a record": (with_more(pax(b"99 path=y\n")), "a header of it has no sense"),
+    "a header that says nothing": (with_more(pax(b"0 x=y\n")), "damaged one: one of its headers is invalid"),
+    "a header of half a record": (with_more(pax(b"99 path=y\n")), "one of its headers is invalid"),
     "a negative size": (with_more(pax(record("size", b"-512")), member("mlartifacts/x")), "negative"),
     "a negative size of a header": (with_more(member("mlartifacts/x", size=-512)), "negative"),
     "a size that is not there": (with_more(pax(record("size", b"9" * 15)), member("mlartifacts/x")), "is larger than"),
@@ -475,7 +475,7 @@ DRIPS = {
 
 @pytest.mark.parametrize("parts", DRIPS.values(), ids=DRIPS)
 def test_a_site_that_drips_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[bytes, ...]) -> None:
-    monkeypatch.setattr(archive, "LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(archive, "MIN_BYTES_SECONDS", 0.5)
     config = settings(tmp_path / "new")
     with contextmanager(answering)(*parts, pause=0.05) as url, pytest.raises(ArchiveError) as raised:
         archive.begin(config.model_copy(update={"lab_archive": url}))
