@@ -142,10 +142,10 @@ def test_without_a_terminal_yes_is_an_option(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("place")
 def test_clean_deletes_what_was_made_and_nothing_else(folder: Path) -> None:
-    made = (".venv/bin/python", ".env", "db/lab.db", "db/lab.db-wal", "db/mlartifacts/x", "outputs/x")
-    made += ("src/a/__pycache__/x.pyc", ".mypy_cache/x", ".lab/logs/x")
+    made = (".venv/bin/python", ".env", "db/lab.db", "db/lab.db-wal", "db/mlartifacts/x", "outputs/x", ".lab/logs/x")
+    caches = ("src/a/__pycache__/x.pyc", ".mypy_cache/x")
     kept = ("db/datasets/iris.csv", "src/a/x.py", "mine.csv", ".lab/lock")
-    for name in (*made, *kept):
+    for name in (*made, *caches, *kept):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     (folder / "outputs/link").symlink_to(folder / "src")
