@@ -1,4 +1,4 @@
-"""Where the lab runs: as asked, else as before, else in containers where an engine answers."""
+"""The lab runs as asked for, else as before, else in containers if an engine answers, else as processes."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ from labstack.lab import ROOT, STATE, commands, files, places, steps
 from labstack.lab.commands import CommandError
 
 ENV_FILE = ROOT / ".env"
-# all that a lab makes besides .lab and what its place makes
+# the files of a lab that are deleted by `clean`, besides those of its place and .lab
 MADE = (".venv", ".env", "db/*.db", "db/*.db-moves", "db/*.db-shm", "db/*.db-wal", "db/mlartifacts", "outputs")
 CACHES = (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "**/__pycache__")
 

@@ -1,4 +1,4 @@
-"""Where the lab runs: in containers or as processes of this machine. `.lab/place` keeps it from `up` to `clean`."""
+"""The choice of where the lab runs, which `up` writes to `.lab/place` and every other task reads."""
 
 import sys
 from typing import Protocol
@@ -13,7 +13,7 @@ SAVED = STATE / "saved"  # exists when the data have a backup since the last sta
 
 
 class Place(Protocol):
-    """What both places offer to the tasks; `containers` and `local` are such modules."""
+    """The functions that the tasks call; the modules `containers` and `local` are such places."""
 
     NAME: str
     DESCRIPTION: str

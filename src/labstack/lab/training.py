@@ -11,7 +11,7 @@ LOG = STATE / "logs" / "training.log"
 def train_missing(labstack: Callable[[list[str], Stream], list[str]]) -> str:
     """Train the bundled pipelines whose model has no production version; return one line on all of them.
 
-    `labstack` is the place's function; what it and the training log is in LOG. Raises CommandError with the last line.
+    `labstack` is the place's function. LOG holds the standard error of both. Raises CommandError with its last line.
     """
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("w+b") as log:
