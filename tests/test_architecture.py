@@ -22,7 +22,7 @@ ALLOWED = {
     "sqlite_files": set(),
     "logs": {"background"},
     "api_client": set(),
-    "local": {"api_client", "log_file"},
+    "lab": {"api_client", "lab", "log_file"},
     "mlflow_server": {"locks", "mlflow_server", "sqlite_files"},
     "model": {"model"},
     "store": {"locks", "sqlite_files", "store"},

@@ -1,4 +1,4 @@
-"""The local environment holds what the environment files say."""
+"""The local environment holds the packages that the environment files name."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_what_is_installed_is_what_is_required() -> None:
         assert version(requirement.name) in requirement.specifier, line
 
 
-def test_a_failure_is_explained_with_its_cause_and_the_tools_last_word() -> None:
+def test_a_failure_is_explained_with_its_cause_and_the_tools_last_line() -> None:
     explain = local_environment.explain
     assert explain("x\nerror: No space left on device (os error 28)\n") == (
         "the disk is full (error: No space left on device (os error 28))"

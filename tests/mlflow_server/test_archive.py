@@ -1,4 +1,4 @@
-"""Archives: one state of a running lab, and nothing lost by a bad one."""
+"""An archive is a consistent snapshot of a running lab, and a bad archive changes nothing."""
 
 import gzip
 import io
@@ -55,7 +55,7 @@ def ask(database: Path, query: str, *parameters: str) -> list[tuple[object, ...]
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A folder with the least that a lab is."""
+    """The folder of the smallest lab."""
     folder = tmp_path / "small"
     (folder / "mlartifacts/1").mkdir(parents=True)
     (folder / "mlartifacts/1/model").write_text("weights")
@@ -69,7 +69,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def state(folder: Path) -> dict[str, object]:
-    """All that a lab's folder holds."""
+    """Return the contents of a lab's folder."""
     files: dict[str, object] = {
         str(path): path.read_text() for path in (folder / "mlartifacts").rglob("*") if path.is_file()
     }
@@ -83,8 +83,8 @@ def state(folder: Path) -> dict[str, object]:
     )
 
 
-def test_of_a_lab_at_work_it_is_one_state(lab: Lab, model: str, tmp_path: Path) -> None:
-    """Whatever the moment, the audit's last word on each role is the registry's, and every version has its files."""
+def test_the_archive_of_a_running_lab_is_a_consistent_snapshot(lab: Lab, model: str, tmp_path: Path) -> None:
+    """At any moment, the last audit entry of each role agrees with the registry, and every version has its files."""
     for number in (1, 2):
         moves.promote(lab.registry, lab.engine, model, number, reason="a first")
     stop = threading.Event()
@@ -125,7 +125,7 @@ def test_of_a_lab_at_work_it_is_one_state(lab: Lab, model: str, tmp_path: Path) 
     assert len(seen) == 2
 
 
-def test_read_it_takes_the_place_of_what_was_there(small: Path, tmp_path: Path) -> None:
+def test_reading_an_archive_replaces_the_data(small: Path, tmp_path: Path) -> None:
     packed, before = written(small), state(small)
     (small / "mlartifacts/1/model").write_text("others")
     (small / "mlartifacts/2").mkdir()
@@ -149,7 +149,7 @@ def test_a_lab_may_lie_on_several_file_systems(small: Path, tmp_path: Path) -> N
     assert state(small) == before
 
 
-def test_what_is_read_may_be_written_by_the_group(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_group_may_write_what_was_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.run(
         ["sh", "-c", f"umask 0002; exec '{sys.executable}' -m labstack.mlflow_server.archive read"],
         input=written(small),
@@ -173,7 +173,7 @@ END = bytes(1024)
 
 
 def member(name: str | bytes, body: bytes = b"", kind: bytes = tarfile.REGTYPE, **fields: Any) -> bytes:
-    """A member of a tar file: its header and what follows."""
+    """A member of a tar file: its header and its padded content."""
     entry = tarfile.TarInfo(name if isinstance(name, str) else name.decode("utf-8", "surrogateescape"))
     entry.type, entry.size = kind, len(body)
     for field, value in fields.items():
@@ -198,17 +198,17 @@ def record(key: str, value: bytes) -> bytes:
 
 
 def with_more(*members: bytes) -> Callable[[bytes], bytes]:
-    """The lab's archive with other members before its own."""
+    """Return a function that puts other members before those of the lab's archive."""
     return lambda whole: gzip.compress(b"".join(members) + gzip.decompress(whole))
 
 
 def behind(*members: bytes) -> Callable[[bytes], bytes]:
-    """The lab's archive with other members behind its own."""
+    """Return a function that puts other members after those of the lab's archive."""
     return lambda whole: gzip.compress(gzip.decompress(whole)[: last(whole)] + b"".join(members) + END)
 
 
 def last(whole: bytes) -> int:
-    """Where the archive's members end."""
+    """Return the offset at which the archive's members end."""
     with tarfile.open(fileobj=io.BytesIO(whole), mode="r:gz") as archive:
         entry = archive.getmembers()[-1]
         return entry.offset_data + -(-entry.size // 512) * 512
@@ -266,8 +266,8 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "nothing else: it holds",
     ),
     "a huge header": (with_more(pax(record("comment", bytes(1 << 17)))), "A header .* more than 65,536 bytes"),
-    "a header that says nothing": (with_more(pax(b"0 x=y\n")), "damaged one: a header of it has no sense"),
-    "a header of half a record": (with_more(pax(b"99 path=y\n")), "a header of it has no sense"),
+    "a header that says nothing": (with_more(pax(b"0 x=y\n")), "damaged one: one of its headers is invalid"),
+    "a header of half a record": (with_more(pax(b"99 path=y\n")), "one of its headers is invalid"),
     "a negative size": (with_more(pax(record("size", b"-512")), member("mlartifacts/x")), "negative"),
     "a negative size of a header": (with_more(member("mlartifacts/x", size=-512)), "negative"),
     "a size that is not there": (with_more(pax(record("size", b"9" * 15)), member("mlartifacts/x")), "is larger than"),
@@ -313,7 +313,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["a file", "files", "headers", "empty files", "a folder"],
 )
-def test_what_unpacks_to_too_much_is_left_before_it_is_there(small: Path, members: bytes, message: str) -> None:
+def test_an_archive_that_unpacks_to_too_much_is_rejected_early(small: Path, members: bytes, message: str) -> None:
     before, packed_so = state(small), gzip.compress(members + END)
     assert len(packed_so) < 100_000
     with pytest.raises(ArchiveError, match=message):
@@ -322,7 +322,7 @@ def test_what_unpacks_to_too_much_is_left_before_it_is_there(small: Path, member
 
 
 class Endless(io.RawIOBase):
-    """A stream that begins and never ends; how much of it was read."""
+    """A stream without an end, which counts the bytes that were read."""
 
     def __init__(self, begin: bytes, more: bytes) -> None:
         self.begin, self.more, self.count = begin, more, 0
@@ -351,7 +351,7 @@ def test_a_stream_that_never_ends_is_left(small: Path, begin: bytes, more: bytes
     assert state(small) == before
 
 
-def test_an_archive_for_which_the_disk_has_no_space_is_left(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_larger_than_the_free_disk_is_rejected(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, before = written(small), state(small)
     monkeypatch.setattr(archive, "RESERVE_BYTES", shutil.disk_usage(small).total)
     with pytest.raises(ArchiveError, match="space for on the disk"):
@@ -360,8 +360,8 @@ def test_an_archive_for_which_the_disk_has_no_space_is_left(small: Path, monkeyp
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_archives_that_other_programs_packed_are_read(small: Path, form: int) -> None:
-    """As by tar of the folder: `./lab.db`, long names, names of any characters, and no entry for a folder."""
+def test_archives_of_other_programs_are_read(small: Path, form: int) -> None:
+    """As by the command tar: `./lab.db`, long names, names of any characters, and no entry for a folder."""
     names = ["a" * 90 + "/" + "b" * 120, "größe", "two\nlines", "b\udcffytes", "..x", "a b"]
     if form == tarfile.USTAR_FORMAT:
         names[0] = "a" * 90 + "/" + "b" * 90
@@ -385,7 +385,7 @@ def test_archives_that_other_programs_packed_are_read(small: Path, form: int) ->
     assert len(list((small / "mlartifacts").rglob("*"))) == len(names) + 1
 
 
-def test_a_database_in_use_is_left_alone(small: Path) -> None:
+def test_a_database_in_use_is_not_replaced(small: Path) -> None:
     whole, before = written(small), state(small)
     with closing(sqlite3.connect(small / "mlruns.db")) as connection:
         connection.execute("SELECT * FROM said").fetchall()
@@ -405,7 +405,7 @@ def test_without_a_lab_there_is_nothing_to_write(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_stores_have_tools_of_their_own(small: Path) -> None:
+def test_stores_that_are_not_files_are_rejected(small: Path) -> None:
     for other, name in (
         ({"lab_database_url": "postgresql://u:hush@h/d"}, "LAB_DATABASE_URL"),
         ({"mlflow_artifacts_destination": "s3://bucket"}, "MLFLOW_ARTIFACTS_DESTINATION"),
@@ -426,7 +426,7 @@ def site(small: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_lab_without_data_begins_with_the_archive_that_is_named(
+def test_a_lab_without_data_starts_from_the_archive_in_its_settings(
     site: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, named in enumerate((f"{site}/lab.tar.gz", str(small / "lab.tar.gz"))):
@@ -441,7 +441,7 @@ def test_a_lab_without_data_begins_with_the_archive_that_is_named(
 
 
 def answering(*parts: bytes, pause: float = 0) -> Iterator[str]:
-    """A web site that answers each request by these bytes, and then by the last of them for ever, with pauses."""
+    """A web site that answers each request with these parts, then repeats the last one without end, with pauses."""
     stop = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -474,8 +474,10 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("parts", DRIPS.values(), ids=DRIPS)
-def test_a_site_that_drips_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[bytes, ...]) -> None:
-    monkeypatch.setattr(archive, "LEAST_SECONDS", 0.5)
+def test_a_download_that_is_too_slow_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[bytes, ...]
+) -> None:
+    monkeypatch.setattr(archive, "MIN_BYTES_SECONDS", 0.5)
     config = settings(tmp_path / "new")
     with contextmanager(answering)(*parts, pause=0.05) as url, pytest.raises(ArchiveError) as raised:
         archive.begin(config.model_copy(update={"lab_archive": url}))
@@ -484,7 +486,7 @@ def test_a_site_that_drips_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
-def test_a_site_that_never_ends_is_left(tmp_path: Path) -> None:
+def test_a_download_without_an_end_is_stopped(tmp_path: Path) -> None:
     config = settings(tmp_path / "new", lab_archive_max_bytes="5000000")
     parts = (HEAD, gzip.compress(member("mlartifacts/x", b"x")), gzip.compress(member("mlartifacts", kind=b"5") * 99))
     with contextmanager(answering)(*parts) as url, pytest.raises(ArchiveError, match="is larger than"):
@@ -493,7 +495,7 @@ def test_a_site_that_never_ends_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["file://", "ftp://127.0.0.1:1"])
-def test_a_site_cannot_send_elsewhere_than_to_the_web(small: Path, tmp_path: Path, scheme: str) -> None:
+def test_a_redirect_leads_to_the_web_only(small: Path, tmp_path: Path, scheme: str) -> None:
     (small / "lab.tar.gz").write_bytes(written(small))
     head = f"HTTP/1.1 302 Found\r\nLocation: {scheme}{small}/lab.tar.gz\r\nContent-Length: 0\r\n\r\n"
     config = settings(tmp_path / "new")

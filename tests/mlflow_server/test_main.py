@@ -1,4 +1,4 @@
-"""The MLflow server as the lab sets it up."""
+"""The MLflow server as the lab configures it."""
 
 import os
 import sqlite3
@@ -11,7 +11,7 @@ from labstack.mlflow_server.main import prepare_sqlite
 from tests.conftest import Lab, ask
 
 
-def test_it_answers_to_its_names_and_refuses_others(lab: Lab) -> None:
+def test_it_rejects_other_host_names(lab: Lab) -> None:
     port = lab.tracking_uri.rpartition(":")[2]
     url = f"{lab.tracking_uri}/api/2.0/mlflow/registered-models/search"
     for host, status in (
@@ -24,7 +24,7 @@ def test_it_answers_to_its_names_and_refuses_others(lab: Lab) -> None:
         assert ask(url, headers={"Host": host}).status == status, host
 
 
-def test_its_page_is_there(lab: Lab) -> None:
+def test_its_page_is_served(lab: Lab) -> None:
     page = ask(lab.tracking_uri)
     assert page.status == 200
     assert "<title>MLflow</title>" in page.text
@@ -37,12 +37,12 @@ def test_its_database_is_in_wal_mode(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("group_writable")
-def test_a_new_database_is_the_groups_too(tmp_path: Path) -> None:
+def test_the_group_may_write_a_new_database(tmp_path: Path) -> None:
     prepare_sqlite(f"sqlite:///{tmp_path}/new/mlruns.db")
     assert (tmp_path / "new/mlruns.db").stat().st_mode & 0o777 == 0o664
 
 
-def test_it_is_one_worker_without_a_job_runner(lab: Lab) -> None:
+def test_it_runs_one_worker_and_no_job_runner(lab: Lab) -> None:
     port = lab.tracking_uri.rpartition(":")[2]
     [leader] = [
         process

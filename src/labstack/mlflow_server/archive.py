@@ -1,8 +1,8 @@
 """`python -m labstack.mlflow_server.archive write|read`: the whole lab as one archive, to or from a standard stream.
 
-An archive is a tar.gz of `lab.db`, `mlruns.db` and the folder `mlartifacts`. It is one state of a lab that may run
-meanwhile: this holds the lock of role moves while it copies both databases. The artifacts are copied after that; they
-never change, so all that the databases name is among them.
+An archive is a tar.gz of `lab.db`, `mlruns.db` and the folder `mlartifacts`. It is a consistent snapshot of a lab that
+may be running: the lock of role moves is held while both databases are copied. The artifacts are copied after that;
+they never change, so every artifact that the databases name is in the archive.
 """
 
 import gzip
@@ -33,14 +33,14 @@ BUSY_TIMEOUT_SECONDS = 20.0
 CONTENTS = "which holds lab.db, mlruns.db, mlartifacts and nothing else"
 PART_BYTES = 1 << 20
 MAX_MEMBERS = 1_000_000
-MAX_DEPTH = 100  # of folders in folders
-MAX_HEADER_BYTES = 1 << 16  # of a name that is too long for a member's own header
-RESERVE_BYTES = 1 << 28  # that unpacking leaves free on the disk
-LEAST_BYTES, LEAST_SECONDS = 6_000_000, 60  # what a URL must send in that time
+MAX_DEPTH = 100  # of nested folders
+MAX_HEADER_BYTES = 1 << 16  # of an extra header, which holds a name too long for a member's own
+RESERVE_BYTES = 1 << 28  # left free on the disk
+MIN_BYTES, MIN_BYTES_SECONDS = 6_000_000, 60  # a download that sends fewer bytes in this time is stopped
 
 
 class ArchiveError(LabError):
-    """An archive cannot be written or read; the text says why. Of a failed reading nothing is left."""
+    """An archive cannot be written or read; the text says why. A failed read leaves the lab's data unchanged."""
 
 
 def write(config: Settings, to: IO[bytes]) -> None:
@@ -54,11 +54,11 @@ def write(config: Settings, to: IO[bytes]) -> None:
                 for name in ("lab.db", "mlruns.db"):
                     with closing(_connect(parts[name])) as source, closing(_connect(Path(folder, name))) as copy:
                         source.backup(copy)
-                        copy.execute("PRAGMA journal_mode = DELETE")  # one file, complete without a log beside it
+                        copy.execute("PRAGMA journal_mode = DELETE")  # complete in one file, without a write-ahead log
         except sqlite3.Error as error:
             raise ArchiveError(f"The databases cannot be copied: {error}.") from error
         except TimeoutError as error:
-            raise ArchiveError("A move of a role is under way and does not end; try again later.") from error
+            raise ArchiveError("A role move is in progress and does not finish; try again later.") from error
         with gzip.open(to, "wb", compresslevel=6) as packed, tarfile.open(fileobj=packed, mode="w|") as archive:
             for name in ("lab.db", "mlruns.db"):
                 archive.add(Path(folder, name), name)
@@ -67,22 +67,22 @@ def write(config: Settings, to: IO[bytes]) -> None:
 
 
 def read(config: Settings, stream: IO[bytes]) -> None:
-    """Put an archive in the place of the lab's data. Raises ArchiveError, and then leaves all as it was.
+    """Replace the lab's data by an archive's. Raises ArchiveError, and then leaves the data unchanged.
 
-    No service may be using the databases: it would go on with the old ones.
+    No service may use the databases meanwhile: it would keep using the old files.
     """
     parts = _parts(config)
     with ExitStack() as stack:
-        beside = {}  # a folder in the file system of each part, so that the exchange is only renaming
-        for home in {place.parent for place in parts.values()}:
+        staging = {}  # a folder on the file system of each part, so that the exchange only renames
+        for home in {path.parent for path in parts.values()}:
             home.mkdir(parents=True, exist_ok=True)
-            beside[home] = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=home)))
-        new = beside[parts["mlartifacts"].parent] / "new"
+            staging[home] = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=home)))
+        new = staging[parts["mlartifacts"].parent] / "new"
         new.mkdir()
         try:
-            _unpack(stream, new, _room(config, new.parent))
+            _unpack(stream, new, _max_unpacked_bytes(config, new.parent))
         except (TimeoutError, ConnectionError):
-            raise  # of where the stream comes from
+            raise  # from the source of the stream, not from the archive
         except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
             raise ArchiveError(f"This is no archive of a lab, or a damaged one: {error}.") from error
         (new / "mlartifacts").mkdir(exist_ok=True)
@@ -92,21 +92,21 @@ def read(config: Settings, stream: IO[bytes]) -> None:
             _require_sound(new / name)
             _require_unused(parts[name])
         try:
-            for name, place in parts.items():
-                shutil.move(new / name, beside[place.parent] / name)
+            for name, path in parts.items():
+                shutil.move(new / name, staging[path.parent] / name)
         except OSError as error:
             raise ArchiveError(f"The data cannot be replaced: {error}.") from error
-        _exchange(parts, {name: beside[place.parent] / name for name, place in parts.items()})
+        _exchange(parts, {name: staging[path.parent] / name for name, path in parts.items()})
 
 
 def begin(config: Settings) -> None:
-    """Give a lab that has no data yet those of the archive that LAB_ARCHIVE names, a path or a URL.
+    """Read the archive that LAB_ARCHIVE names, a path or a URL, into a lab that has no data yet.
 
     Raises ArchiveError.
     """
     if config.lab_archive is None or any(_parts(config)[name].exists() for name in ("lab.db", "mlruns.db")):
         return
-    named = settings.without_credentials(config.lab_archive)
+    shown = settings.without_credentials(config.lab_archive)
     try:
         if urlsplit(config.lab_archive).scheme in ("http", "https"):
             with _fetched(config.lab_archive) as stream:
@@ -115,16 +115,16 @@ def begin(config: Settings) -> None:
             with Path(config.lab_archive).open("rb") as file:
                 read(config, file)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ArchiveError(f"LAB_ARCHIVE {named} cannot be fetched: {error}.") from error
-    print(f"This lab begins with the data of {named}.", file=sys.stderr)  # noqa: T201
+        raise ArchiveError(f"LAB_ARCHIVE {shown} cannot be fetched: {error}.") from error
+    print(f"This lab begins with the data of {shown}.", file=sys.stderr)  # noqa: T201
 
 
 @contextmanager
 def _fetched(url: str) -> Iterator[IO[bytes]]:
-    """What a URL sends, over HTTP and HTTPS only, redirects included.
+    """Yield the response of a URL, over HTTP and HTTPS only, also after redirects.
 
-    Raises TimeoutError when in any minute hardly anything comes. A timer's signal tells, as sockets have a time-out
-    for each part only, which may be a byte; so it works in the main thread.
+    Raises TimeoutError when fewer than MIN_BYTES arrive in MIN_BYTES_SECONDS. The timeout of a socket limits only each
+    read, of a byte perhaps; so a timer's signal checks the rate, which works in the main thread only.
     """
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -137,13 +137,13 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
         urllib.request.UnknownHandler,
     ):
         opener.add_handler(handler())
-    pace = _Pace()
-    before = signal.signal(signal.SIGALRM, pace.judge)
-    signal.setitimer(signal.ITIMER_REAL, LEAST_SECONDS, LEAST_SECONDS)
+    download = _Download()
+    before = signal.signal(signal.SIGALRM, download.check_rate)
+    signal.setitimer(signal.ITIMER_REAL, MIN_BYTES_SECONDS, MIN_BYTES_SECONDS)
     try:
-        with opener.open(url, timeout=LEAST_SECONDS) as answer:
-            pace.answer = answer
-            yield cast("IO[bytes]", pace)
+        with opener.open(url, timeout=MIN_BYTES_SECONDS) as answer:
+            download.answer = answer
+            yield cast("IO[bytes]", download)
     except urllib.error.HTTPError as error:
         error.close()  # it holds the connection
         raise
@@ -152,29 +152,29 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
         signal.signal(signal.SIGALRM, before)
 
 
-class _Pace:
-    """An answer of HTTP, and how much of it came since it was judged last."""
+class _Download:
+    """An HTTP response, and how many of its bytes arrived since the rate was last checked."""
 
     answer: http.client.HTTPResponse
 
     def __init__(self) -> None:
-        self.came = 0
+        self.received = 0
 
     def read(self, size: int = -1) -> bytes:
         part = self.answer.read1(size)
-        self.came += len(part)
+        self.received += len(part)
         if not part:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # all is here: what follows may take its time
+            signal.setitimer(signal.ITIMER_REAL, 0)  # complete: unpacking may take longer
         return part
 
-    def judge(self, _signal: int, _frame: object) -> None:
-        if self.came < LEAST_BYTES:
-            raise TimeoutError(f"{self.came:,} bytes came in {LEAST_SECONDS} seconds, which is too slow")
-        self.came = 0
+    def check_rate(self, _signal: int, _frame: object) -> None:
+        if self.received < MIN_BYTES:
+            raise TimeoutError(f"{self.received:,} bytes came in {MIN_BYTES_SECONDS} seconds, which is too slow")
+        self.received = 0
 
 
 def _parts(config: Settings) -> dict[str, Path]:
-    """Where the lab keeps each part of an archive."""
+    """Return the path of each part of an archive in this lab. Raises ArchiveError for stores that are not files."""
     parts = {}
     for name, variable in (("lab.db", "lab_database_url"), ("mlruns.db", "mlflow_backend_store_uri")):
         url = make_url(getattr(config, variable))
@@ -194,7 +194,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
-    """Add a file, or a folder with all in it; what is deleted meanwhile is left out."""
+    """Add a file, or a folder with its contents; skip what is deleted meanwhile."""
     with suppress(FileNotFoundError):
         archive.add(path, name, recursive=False)
         if path.is_dir():
@@ -203,20 +203,20 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 class _Bounded:
-    """A stream that is read no further than `left` bytes."""
+    """A stream of which at most `left` bytes are read."""
 
     def __init__(self, stream: Any, left: int) -> None:
         self.stream, self.left = stream, left
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes, none at the end. Raises ArchiveError at the limit."""
+        """Return at most `size` bytes, none at the end. Raises ArchiveError at the limit."""
         content: bytes = self.stream.read(size)
         self.require(len(content))
         self.left -= len(content)
         return content
 
     def require(self, size: int) -> None:
-        """Raise ArchiveError when so many bytes more are beyond the limit."""
+        """Raise ArchiveError when `size` more bytes exceed the limit."""
         if size > self.left:
             raise ArchiveError(
                 "The archive, unpacked, is larger than LAB_ARCHIVE_MAX_BYTES allows, or than there is space for "
@@ -224,7 +224,7 @@ class _Bounded:
             )
 
     def exactly(self, size: int) -> Iterator[bytes]:
-        """The next `size` bytes, in parts. Raises EOFError when there are fewer."""
+        """Yield the next `size` bytes, in parts. Raises EOFError when there are fewer."""
         if size < 0:
             raise ValueError("a size in it is negative")
         self.require(size)
@@ -236,16 +236,16 @@ class _Bounded:
             yield part
 
 
-def _room(config: Settings, home: Path) -> int:
-    """How many bytes an archive may unpack to."""
+def _max_unpacked_bytes(config: Settings, home: Path) -> int:
+    """Return how many bytes an archive may unpack to."""
     return min(config.lab_archive_max_bytes, shutil.disk_usage(home).free - RESERVE_BYTES)
 
 
 def _unpack(stream: IO[bytes], folder: Path, limit: int) -> None:
-    """Make the files and folders of an archive in an empty folder, each checked before it is made.
+    """Unpack an archive into an empty folder, each file and folder checked before it is made.
 
-    They are made anew, so that nothing that was there, nor a link, is ever followed. Raises ArchiveError for what
-    `write` does not write, and where more than `limit` bytes or MAX_MEMBERS members come.
+    Every file is created, never opened, so that no link is followed. Raises ArchiveError for members that `write` does
+    not write, and for more than `limit` bytes or MAX_MEMBERS members.
     """
     tar = _Bounded(gzip.GzipFile(fileobj=cast("IO[bytes]", _Bounded(stream, limit)), mode="rb"), limit)
     for count, (name, member) in enumerate(_members(tar)):
@@ -260,30 +260,30 @@ def _unpack(stream: IO[bytes], folder: Path, limit: int) -> None:
                 path.mkdir(parents=True, exist_ok=True)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:  # which neither follows a link nor takes a file that is there
+            with path.open("xb") as file:  # exclusive creation neither follows a link nor overwrites a file
                 file.writelines(tar.exactly(member.size))
         except (FileExistsError, NotADirectoryError):
             raise ArchiveError(f"This is no archive of a lab: {name!r} is in it twice.") from None
         _skip_padding(tar, member.size)
-    while rest := tar.read(PART_BYTES):  # to the end, where gzip's checksum is
+    while rest := tar.read(PART_BYTES):  # to the end of the stream, where gzip's checksum is
         if rest.strip(b"\0"):
             raise ArchiveError("This is no archive of a lab, or a damaged one: something follows its end.")
 
 
 def _belongs(parts: tuple[str, ...], is_folder: bool) -> bool:
-    """Whether a lab has a file, or a folder, in this place."""
+    """Return whether an archive of a lab may hold a file, or a folder, with this path."""
     if is_folder:
         return parts[:1] in ((), ("mlartifacts",))
     return parts in (("lab.db",), ("mlruns.db",)) or (parts[:1] == ("mlartifacts",) and len(parts) > 1)
 
 
 def _members(tar: _Bounded) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Name and header of each member; what follows a file's is read before the next is asked for.
+    """Yield the name and header of each member; the caller reads a file's content before the next member.
 
-    Headers are read here, as tarfile takes links, sparse files and headers of any size. Raises ArchiveError for all
+    Headers are parsed here, as tarfile accepts links, sparse files and headers of any size. Raises ArchiveError for all
     but regular files and folders, EOFError and tarfile.HeaderError for damaged ones.
     """
-    more: dict[str, bytes] = {}  # what headers say of the member after them, and its own has no room for
+    extra: dict[str, bytes] = {}  # fields of the next member, from the extra header before it
     while (block := b"".join(tar.exactly(tarfile.BLOCKSIZE))) != bytes(tarfile.BLOCKSIZE):
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         if header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
@@ -291,69 +291,70 @@ def _members(tar: _Bounded) -> Iterator[tuple[str, tarfile.TarInfo]]:
                 raise ArchiveError(f"A header of the archive has more than {MAX_HEADER_BYTES:,} bytes.")
             content = b"".join(tar.exactly(header.size))
             _skip_padding(tar, header.size)
-            said = _records(content) if header.type == tarfile.XHDTYPE else [("path", content.rstrip(b"\0"))]
-            more |= {key: value for key, value in said if key in ("path", "size") or key.startswith("GNU.sparse")}
-            if more.keys() - {"path", "size"}:
-                raise ArchiveError("The archive is not taken: it holds a sparse file.")
+            fields = _pax_records(content) if header.type == tarfile.XHDTYPE else [("path", content.rstrip(b"\0"))]
+            extra |= {key: value for key, value in fields if key in ("path", "size") or key.startswith("GNU.sparse")}
+            if extra.keys() - {"path", "size"}:
+                raise ArchiveError("The archive is rejected: it holds a sparse file.")
             continue
-        name = more["path"].decode("utf-8", "surrogateescape") if "path" in more else header.name
+        name = extra["path"].decode("utf-8", "surrogateescape") if "path" in extra else header.name
         if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
-            raise ArchiveError(f"The archive is not taken: {name!r} is neither a regular file nor a folder.")
-        header.size = int(more.get("size", header.size))
-        more = {}
+            raise ArchiveError(f"The archive is rejected: {name!r} is neither a regular file nor a folder.")
+        header.size = int(extra.get("size", header.size))
+        extra = {}
         yield name, header
 
 
-def _records(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """What a pax header says: records of their own length, a space, a key, =, a value and a line's end."""
+def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield the keys and values of a pax header, whose records are `<length> <key>=<value>` and a line feed."""
     while content:
         length, _, _ = content.partition(b" ")
         record, content = content[: int(length)], content[int(length) :]
         key, sign, value = record[len(length) + 1 : -1].partition(b"=")
         if not sign or not record.endswith(b"\n") or int(length) != len(record):
-            raise ValueError("a header of it has no sense")
+            raise ValueError("one of its headers is invalid")
         yield key.decode("utf-8", "replace"), value
 
 
 def _skip_padding(tar: _Bounded, size: int) -> None:
-    """Read what fills the last block behind `size` bytes."""
+    """Read the padding that fills the last block after `size` bytes."""
     for _ in tar.exactly(-size % tarfile.BLOCKSIZE):
         pass
 
 
 def _require_sound(database: Path) -> None:
+    """Raise ArchiveError when a database is damaged."""
     try:
         with closing(_connect(database)) as connection:
-            found = connection.execute("PRAGMA integrity_check").fetchone()[0]
+            result = connection.execute("PRAGMA integrity_check").fetchone()[0]
     except sqlite3.Error as error:
-        found = str(error)
-    if found != "ok":
-        raise ArchiveError(f"The archive's {database.name} is damaged: {found}.")
+        result = str(error)
+    if result != "ok":
+        raise ArchiveError(f"The archive's {database.name} is damaged: {result}.")
 
 
 def _require_unused(database: Path) -> None:
-    """Raise ArchiveError when another connection has the database open; what its log holds is in its file then."""
+    """Raise ArchiveError when another connection has the database open; else merge its log into its file."""
     if not database.exists():
         return
     try:
         with closing(sqlite3.connect(database, timeout=2, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = DELETE")  # refused while anybody else has it open
+            connection.execute("PRAGMA journal_mode = DELETE")  # fails while another connection has it open
     except sqlite3.OperationalError as error:
         raise ArchiveError(f"{database} is in use ({error}): stop the lab first.") from error
     except sqlite3.DatabaseError:
-        return  # damaged, which may be why it is being replaced
+        return  # it is damaged, which may be why it is replaced
 
 
 def _exchange(parts: dict[str, Path], new: dict[str, Path]) -> None:
-    """Put the new parts where the old ones were; on a failure the old ones back."""
+    """Replace the old parts by the new ones; on a failure put the old ones back. Raises ArchiveError."""
     old = {name: path.with_name(f"{name}.old") for name, path in new.items()}
     moved = []
     try:
-        for name, place in parts.items():
-            if place.exists():
-                os.replace(place, old[name])
+        for name, path in parts.items():
+            if path.exists():
+                os.replace(path, old[name])
             moved.append(name)
-            os.replace(new[name], place)
+            os.replace(new[name], path)
     except OSError as error:
         for name in moved:
             if parts[name].is_dir():

@@ -1,4 +1,4 @@
-"""`python -m labstack.mlflow_server.main`: become the MLflow server, set up as the lab needs it."""
+"""`python -m labstack.mlflow_server.main`: start the MLflow server, configured as the lab needs it."""
 
 import os
 import sqlite3
@@ -12,11 +12,11 @@ from labstack.mlflow_server import archive
 
 
 def environment(config: settings.Settings) -> dict[str, str]:
-    """What MLflow reads from its environment.
+    """Return the environment variables that configure MLflow.
 
-    Without the job runner and with one worker the server is 2 processes and half a gigabyte instead of 14 and over
-    two, and SQLite has one writing process. The list of allowed hosts replaces MLflow's own, which refuses a
-    container's name.
+    Without the job runner and with one worker, the server takes 2 processes and 0.5 GB instead of 14 processes and more
+    than 2 GB, and only one process writes to SQLite. The list of allowed hosts replaces MLflow's default, which rejects
+    the name of a container.
     """
     return {
         "MLFLOW_BACKEND_STORE_URI": config.mlflow_backend_store_uri,
@@ -32,7 +32,7 @@ def environment(config: settings.Settings) -> dict[str, str]:
 
 
 def prepare_sqlite(uri: str) -> None:
-    """Make the database a write-ahead-log one, a property that its file keeps. Other databases are left alone."""
+    """Make the file of an SQLite database, in write-ahead-log mode, which the file keeps; ignore other databases."""
     url = make_url(uri)
     if url.get_backend_name() != "sqlite" or not url.database:
         return
@@ -51,7 +51,7 @@ def main() -> None:
         sys.exit(str(error))
     except (OSError, sqlite3.Error) as error:
         sys.exit(f"MLflow's database {config.mlflow_backend_store_uri} cannot be opened: {error}")
-    # an artifact root would be handed to clients as a path of their own; unset, artifacts go through the server
+    # clients would take an artifact root for a path on their own machine; without one, artifacts go through the server
     inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_DEFAULT_ARTIFACT_ROOT"}
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "server"], inherited | environment(config))  # noqa: S606
 

@@ -1,8 +1,8 @@
-"""The lab as processes of this machine, for places without a container engine: start, stop and watch its services.
+"""`python -m labstack.lab.processes COMMAND`: start, stop and watch the services as processes of this machine.
 
-Each service is the leader of a session of its own. `.lab/run/<service>.json` holds its process id and start time,
-so that a file left by a crash is told from a living service, and what a crash left running is found by its session;
-and its port and a digest of the settings it started with, so that no command takes another lab for this one.
+It runs in the project's environment, for the place `local`. Each service is the leader of a session of its own, by
+which the processes that a crash left running are found. `.lab/run/<service>.json`, written at the start and deleted at
+the stop, holds its process id and start time, its port, and a digest of the settings that it started with.
 """
 
 import hashlib
@@ -22,19 +22,40 @@ from typing import Any
 
 import click
 import psutil
+from pydantic import SecretStr
 
 from labstack import api_client, log_file
-from labstack.settings import ROOT, Settings, load, reached_at
+from labstack.lab import ROOT, STATE, ports
+from labstack.settings import Settings, load, reached_at
 
-STATE = ROOT / ".lab"
 START_SECONDS = 120.0
-BUSY_SECONDS = 20.0  # a service that lives and is busy is not broken
+BUSY_SECONDS = 20.0  # for a service that runs and is busy
 STOP_SECONDS = 40.0  # a little longer than the services' own grace period
+
+MLFLOW_SETTINGS = {
+    "lab_archive",
+    "lab_archive_max_bytes",
+    "lab_database_url",
+    "mlflow_artifacts_destination",
+    "mlflow_backend_store_uri",
+    "mlflow_host",
+    "mlflow_port",
+    "mlflow_server_allowed_hosts",
+}
+_SHARED_SETTINGS = {"lab_database_url"}
+_UNREAD_SETTINGS = {
+    "api_url",
+    "git_commit",
+    "lab_outputs",
+    "mlflow_bind",
+    "search_database_url",
+}  # of no running service
+API_SETTINGS = set(Settings.model_fields) - (MLFLOW_SETTINGS - _SHARED_SETTINGS) - _UNREAD_SETTINGS
 
 
 @dataclass(frozen=True)
 class Service:
-    """A process of the lab: how it starts, and where it listens by the settings as they are now."""
+    """A service of the lab: its command, and where it listens by the current settings."""
 
     name: str
     command: tuple[str, ...]
@@ -56,7 +77,7 @@ class Service:
         return STATE / "run" / f"{self.name}.json"
 
     def _recorded(self) -> dict[str, Any] | None:
-        """What was written when the service last started: `created` is in Unix seconds."""
+        """The record of the service's last start, whose `created` is in Unix seconds; None when there is none."""
         try:
             recorded: dict[str, Any] = json.loads(self._record.read_text())
         except (OSError, ValueError):
@@ -70,23 +91,23 @@ class Service:
         return recorded["port"] if recorded else self.port
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes of the service, its first one at the head; those included that outlived it."""
+        """Return the living processes of the service, also those that outlived its first one."""
         if (recorded := self._recorded()) is None:
             return []
         session = recorded["pid"]
         try:
             if abs(psutil.Process(session).create_time() - recorded["created"]) > 1:
-                return []  # the number belongs to somebody else now
+                return []  # another process has the id now
         except psutil.NoSuchProcess:
             pass
-        return [process for process in psutil.process_iter() if _session(process.pid) == session and _lives(process)]
+        return [process for process in psutil.process_iter() if _session(process.pid) == session and _is_alive(process)]
 
     def leader(self) -> psutil.Process | None:
         """The service's first process while it lives."""
         return next((process for process in self.processes() if process.pid == _session(process.pid)), None)
 
     def answers(self) -> bool:
-        """Whether the service says that it is up, on the port that it was started with."""
+        """Return whether the service answers on the port that it was started with."""
         try:
             url = f"http://{self.host}:{self.recorded_port}/health"
             with urllib.request.urlopen(url, timeout=2):  # noqa: S310  # our own address
@@ -97,42 +118,43 @@ class Service:
     def require(self) -> None:
         """Exit unless the service of this lab runs where the settings say."""
         if self.leader() is None:
-            sys.exit(f"{self.name} of this lab does not run. Start it: ./run_all.sh up")
+            sys.exit(f"{self.name} of this lab is not running. Start it: ./run_all.sh up")
         if self.recorded_port != self.port:
             sys.exit(
                 f"{self.name} of this lab runs on port {self.recorded_port}, and the settings say {self.port}. "
-                f"Write {self.port_setting}={self.recorded_port} into .env, or start it anew: ./run_all.sh up"
+                f"Write {self.port_setting}={self.recorded_port} into .env, or restart it: ./run_all.sh up"
             )
 
     def require_port(self) -> None:
-        """Exit when somebody else listens on the service's port, naming them and the setting that moves it."""
+        """Exit when another process listens on the service's port, naming it and the setting that changes the port."""
         ours = {process.pid for process in self.processes()}
-        if (owner := _port_owner(self.port)) and owner[0] not in ours:
-            sys.exit(
-                f"Port {self.port}, which {self.name} needs, is taken by {owner[1]}. "
-                f"Stop it, or choose another port: {self.port_setting}=<port> in .env."
-            )
+        if (owner := ports.owner(self.port)) and owner.pid not in ours:
+            sys.exit(ports.conflict(self.port, self.name, owner, self.port_setting))
 
     def start(self) -> str:
-        """Start the service unless it runs with these settings; returns when it answers, with a word on how.
+        """Start the service unless it runs with these settings; return, when it answers, how it came to run.
 
         Exits when it does not come up.
         """
-        recorded = self._recorded()
-        how = "started"
-        if recorded and self.leader() is not None:
+        result = "started"
+        if self.leader() is not None and (recorded := self._recorded()):
             if recorded["settings"] != self.settings_digest:
-                how = "restarted with changed settings"
+                result = "restarted with changed settings"
             elif _wait(self.answers, BUSY_SECONDS):
                 return "already running"
             else:
-                how = f"restarted, it gave no answer for {BUSY_SECONDS:g} seconds"
+                result = f"restarted, it gave no answer for {BUSY_SECONDS:g} seconds"
         self.stop()
         self.require_port()
+        self._start_processes()
+        return result
+
+    def _start_processes(self) -> None:
+        """Start the service's process and that of its log, and wait until the service answers; exit when it ends."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._record.parent.mkdir(parents=True, exist_ok=True)
         self.log.touch()
-        start = self.log.stat().st_size
+        log_start = self.log.stat().st_size
         reader, writer = os.pipe()
         log = self._spawn("-m", "labstack.log_file", str(self.log), stdin=reader)
         process = self._spawn(*self.command, output=writer)
@@ -147,15 +169,18 @@ class Service:
             self.stop()
             raise
         if in_time and process.poll() is None:
-            return how
+            return
         self.stop()
         log.wait(STOP_SECONDS)
-        said = self.log.read_bytes()
-        said = said[start if start <= len(said) else 0 :]  # the file may have been replaced meanwhile
-        why = f"no answer from {self.url}/health within {START_SECONDS:g} seconds"
+        reason = f"no answer from {self.url}/health within {START_SECONDS:g} seconds"
         if in_time:
-            why = _cause(said.decode(errors="replace"))[:500]
-        sys.exit(f"{self.name} did not start: {why} (its log: {self.log.relative_to(ROOT)})")
+            reason = _cause(self._logged_since(log_start))[:500]
+        sys.exit(f"{self.name} did not start: {reason} (its log: {self.log.relative_to(ROOT)})")
+
+    def _logged_since(self, start: int) -> str:
+        """Return the log from a byte on, or all of it when a new file has replaced that one."""
+        content = self.log.read_bytes()
+        return content[start if start <= len(content) else 0 :].decode(errors="replace")
 
     def _spawn(
         self, *command: str, stdin: int = subprocess.DEVNULL, output: int = subprocess.DEVNULL
@@ -164,7 +189,7 @@ class Service:
         return subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdin=stdin,
             stdout=output,
             stderr=output,
@@ -172,37 +197,53 @@ class Service:
         )
 
     def stop(self) -> bool:
-        """Stop every process of the service, gracefully first; whether there was any."""
-        found = self.processes()
+        """Stop every process of the service, gracefully first; return whether there was any."""
+        was_running = bool(self.processes())
         leader = self.leader()
         if leader is not None:
             leader.send_signal(signal.SIGTERM)
             psutil.wait_procs([leader], STOP_SECONDS)
-        for process in (left := self.processes()):
-            _signal(process, signal.SIGTERM)
-        _, left = psutil.wait_procs(left, 5)
-        for process in left:
-            _signal(process, signal.SIGKILL)
-        psutil.wait_procs(left, 5)
+        remaining = self.processes()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in remaining:
+                _signal(process, number)
+            _, remaining = psutil.wait_procs(remaining, 5)
         self._record.unlink(missing_ok=True)
-        return bool(found)
+        return was_running
 
 
 def services(settings: Settings) -> tuple[Service, ...]:
-    """The lab's services, in the order in which they start."""
-    token = settings.api_admin_token.get_secret_value() if settings.api_admin_token else ""
-    digest = hashlib.sha256((settings.model_dump_json() + token).encode()).hexdigest()
+    """Return the lab's services, in the order in which they start."""
     mlflow = ("-m", "labstack.mlflow_server.main")
     api = ("-m", "gunicorn", "-c", "python:labstack.api.server.config", "labstack.api.server.wsgi:app")
     return (
-        Service("server_mlflow", mlflow, reached_at(settings.mlflow_host), settings.mlflow_port, "MLFLOW_PORT", digest),
-        Service("api", api, reached_at(settings.api_host), settings.api_port, "API_PORT", digest),
+        Service(
+            "server_mlflow",
+            mlflow,
+            reached_at(settings.mlflow_host),
+            settings.mlflow_port,
+            "MLFLOW_PORT",
+            _digest(settings, MLFLOW_SETTINGS),
+        ),
+        Service(
+            "api", api, reached_at(settings.api_host), settings.api_port, "API_PORT", _digest(settings, API_SETTINGS)
+        ),
     )
 
 
-def _cause(said: str) -> str:
-    """The line that tells best why a process ended: the last exception, else the last line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
+def _digest(settings: Settings, names: set[str]) -> str:
+    """Return the SHA-256 of the named settings' values, secrets included, which the digest does not reveal."""
+    values = {name: getattr(settings, name) for name in sorted(names)}
+    return hashlib.sha256(json.dumps(values, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _cause(logged: str) -> str:
+    """Return the line that explains best why a process ended: the last exception, else the last line."""
+    lines = [line.strip() for line in logged.splitlines() if line.strip()] or ["it logged nothing"]
     return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception): ", line)), lines[-1])
 
 
@@ -213,7 +254,7 @@ def _session(pid: int) -> int | None:
         return None
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -234,38 +275,16 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _port_owner(port: int) -> tuple[int | None, str] | None:
-    """Who listens on a port of this machine, by process id, where it shows, and in words; None when nobody does."""
-    try:
-        listening = [
-            connection
-            for connection in psutil.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr[1] == port
-        ]
-    except psutil.AccessDenied:  # macOS shows connections to root alone
-        listening = []
-    if not listening:
-        return None
-    for connection in listening:
-        if connection.pid is not None:
-            try:
-                command = " ".join(psutil.Process(connection.pid).cmdline())[:120]
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                command = "a process"
-            return connection.pid, f"{command!r} (process {connection.pid})"
-    return None, "a process of another user"
-
-
 @click.group()
 def main() -> None:
     """The lab as processes of this machine."""
 
 
 def _choose(name: str) -> Service:
-    found = {service.name: service for service in services(load())}
-    if name not in found:
-        sys.exit(f"There is no service {name!r}; there are: {', '.join(found)}.")
-    return found[name]
+    known = {service.name: service for service in services(load())}
+    if name not in known:
+        sys.exit(f"There is no service {name!r}; there are: {', '.join(known)}.")
+    return known[name]
 
 
 @main.command()
@@ -285,10 +304,9 @@ def stop() -> None:
 
 @main.command()
 def status() -> None:
-    """Say of each service whether it runs, where, and the memory it takes; exits 1 when one does not answer."""
-    every = services(load())
+    """Print of each service whether it runs, where, and how much memory it takes; exit with 1 unless all answer."""
     states = []
-    for service in every:
+    for service in services(load()):
         processes = service.processes()
         crashed = bool(processes) and service.leader() is None
         answers = bool(processes) and not crashed and service.answers()
@@ -304,7 +322,7 @@ def status() -> None:
 
 
 def _memory(process: psutil.Process) -> int:
-    """Bytes of memory, what is shared counted in parts where the system tells (Linux), else resident bytes."""
+    """Return the bytes of memory: on Linux with a share of what processes share (PSS), else resident bytes (RSS)."""
     try:
         full = process.memory_full_info()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -327,7 +345,7 @@ def logs(name: str | None) -> None:
 
 @main.command()
 def require_mlflow() -> None:
-    """Exit unless the MLflow server that the settings name is this lab's, or one that they name on purpose."""
+    """Exit unless this lab's MLflow server runs, or the settings name another one."""
     settings = load()
     if settings.mlflow_tracking_uri == services(settings)[0].url:
         _choose("server_mlflow").require()
@@ -336,7 +354,7 @@ def require_mlflow() -> None:
 @main.command()
 @click.argument("model", required=False)
 def predict(model: str | None) -> None:
-    """Ask the API for one prediction of a model, by default the default one: print the curl line, then its answer."""
+    """Ask the API for one prediction of a model, by default the default one; print the curl line, then its answer."""
     _choose("api").require()
     try:
         click.echo(api_client.ask(load(), model))
@@ -346,14 +364,14 @@ def predict(model: str | None) -> None:
 
 @main.command()
 def addresses() -> None:
-    """Print where the services are."""
+    """Print the addresses of the services."""
     settings = load()
     click.echo(f"\nMLflow  {settings.mlflow_public_url}\nAPI     {_choose('api').url}\n")
 
 
 @main.command()
 def require_ports() -> None:
-    """Exit when somebody else listens on a port that a service needs."""
+    """Exit when another process listens on a port that a service needs."""
     for service in services(load()):
         service.require_port()
 
