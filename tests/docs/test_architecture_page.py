@@ -40,7 +40,7 @@ def started(source: str) -> Iterator[str]:
         name = node.args[0] if function == "Background" else arguments.get("name", ast.Constant(""))
         starts = function in ("Background", "ThreadPoolExecutor") or (function == "Thread" and "target" in arguments)
         if starts and isinstance(name, ast.Constant):  # background.py gets the name from its caller
-            yield name.value
+            yield str(name.value)
 
 
 def test_every_room_is_listed() -> None:

@@ -117,7 +117,7 @@ def raised(source: str) -> Iterator[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
             for argument in node.args[1:2]:
                 if isinstance(argument, ast.Constant):
-                    yield argument.value
+                    yield str(argument.value)
 
 
 def test_every_kind_of_problem_is_listed() -> None:
