@@ -1,4 +1,4 @@
-"""Settings, and the manual of them."""
+"""Settings, and `.env.example`, which documents them."""
 
 import re
 from pathlib import Path
@@ -14,31 +14,31 @@ def documented() -> dict[str, str]:
 
 
 def compose_variables() -> dict[str, str]:
-    """Each variable that the compose file reads, with its default there; empty for one that the service has."""
+    """Each variable that the Compose file reads, with its default there; empty where the service has the default."""
     text = (ROOT / "docker/docker-compose.yml").read_text()
-    found = dict(re.findall(r"\$\{([A-Z_]+):-((?:[^${}]|\$\{[^}]*\})*)\}", text))
-    assert set(found) == set(re.findall(r"\$\{?([A-Z_]+)", text)), "a variable of the compose file has no default"
-    return found
+    defaults = dict(re.findall(r"\$\{([A-Z_]+):-((?:[^${}]|\$\{[^}]*\})*)\}", text))
+    assert set(defaults) == set(re.findall(r"\$\{?([A-Z_]+)", text)), "a variable of the Compose file has no default"
+    return defaults
 
 
-def test_every_setting_is_in_the_manual_and_nothing_else() -> None:
+def test_env_example_lists_every_setting_and_nothing_else() -> None:
     assert set(documented()) == {name.upper() for name in Settings.model_fields} | set(compose_variables())
 
 
-def test_the_manual_shows_the_compose_files_default() -> None:
+def test_env_example_shows_the_defaults_of_the_compose_file() -> None:
     own = {name: default for name, default in compose_variables().items() if default and "$" not in default}
     assert len(own) >= 10
     assert {name: documented()[name] for name in own} == own
 
 
-def test_the_compose_file_hands_on_all_but_what_its_images_set() -> None:
+def test_the_compose_file_passes_on_all_settings_but_those_that_its_images_set() -> None:
     _, _, local_only = (ROOT / ".env.example").read_text().partition("# --- Local processes only")
     kept = set(re.findall(r"^#([A-Z_]+)=", local_only, re.MULTILINE))
     assert set(documented()) - kept == set(compose_variables())
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_the_manual_shows_the_default(name: str) -> None:
+def test_env_example_shows_the_default(name: str) -> None:
     default = getattr(Settings(), name)
     shown = documented()[name.upper()]
     if str(ROOT) in str(default):
@@ -49,7 +49,7 @@ def test_the_manual_shows_the_default(name: str) -> None:
             if default is None
             else str(default).lower()
             if isinstance(default, bool)
-            else ",".join(f"{one:g}" for one in (default if isinstance(default, tuple) else (default,)))
+            else ",".join(f"{number:g}" for number in (default if isinstance(default, tuple) else (default,)))
             if isinstance(default, float | tuple)
             else str(default)
         )
@@ -60,7 +60,7 @@ def test_the_tracking_uri_follows_the_port(monkeypatch: pytest.MonkeyPatch) -> N
     assert Settings().mlflow_tracking_uri == "http://localhost:6001"
 
 
-def test_steps_are_a_list_that_ends_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_canary_steps_ascend_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANARY_STEPS", "0.2, 1")
     assert load().canary_steps == (0.2, 1)
     for wrong in ("0.5", "0.5,0.2,1", "0,1", "half"):
@@ -82,7 +82,7 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp
     assert (settings.api_port, settings.api_workers) == (6002, 3)
 
 
-def test_wrong_settings_are_named_one_a_line_and_their_values_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_wrong_setting_is_named_on_a_line_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_PORT", "hush-hush")
     monkeypatch.setenv("API_WORKERS", "0")
     with pytest.raises(SystemExit) as exit_:
@@ -92,12 +92,12 @@ def test_wrong_settings_are_named_one_a_line_and_their_values_are_not(monkeypatc
     assert "hush" not in str(exit_.value)
 
 
-def test_the_operators_token_does_not_show() -> None:
+def test_the_operators_token_is_not_shown() -> None:
     assert "hush" not in repr(Settings(api_admin_token="hush"))  # noqa: S106
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0", "192.168.1.4", "::"])  # noqa: S104
-def test_published_wider_the_api_demands_a_token(bind: str) -> None:
+def test_beyond_loopback_the_api_requires_a_token(bind: str) -> None:
     with pytest.raises(SystemExit, match="API_ADMIN_TOKEN"):
         require_operators_token(Settings(api_bind=bind))
     require_operators_token(Settings(api_bind=bind, api_admin_token="hush"))  # noqa: S106

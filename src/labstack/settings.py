@@ -1,7 +1,7 @@
-"""Every environment variable of every service: typed, documented, in one place.
+"""All environment variables of all services, typed and documented.
 
-A setting's variable is its field's name in capitals. `.env` at the project's root holds them too; the process
-environment wins over it, and an empty variable counts as unset. `.env.example` is the manual for people.
+The variable of a setting is its field's name in capitals. Settings come from the process environment, then from `.env`
+at the root of the project; an empty variable counts as unset. `.env.example` and `docs/settings.md` are for people.
 """
 
 import os
@@ -23,156 +23,170 @@ class Settings(BaseSettings):
     # The MLflow server
     mlflow_bind: str = Field(
         "127.0.0.1",
-        description="The address that the MLflow server is published on; whoever reaches it may change everything.",
+        description="The address that the MLflow server is published on. MLflow has no authentication.",
     )
     mlflow_host: str = Field(
         default_factory=lambda data: data["mlflow_bind"],
-        description="The address that the MLflow server listens on; MLFLOW_BIND by default. An image sets it to all.",
+        description="The address that the MLflow server listens on; by default MLFLOW_BIND. The images set it to all.",
     )
-    mlflow_port: int = Field(5001, ge=1, le=65535, description="The port that the MLflow server listens on.")
+    mlflow_port: int = Field(5001, ge=1, le=65535, description="The port of the MLflow server.")
     mlflow_backend_store_uri: str = Field(
         f"sqlite:///{ROOT}/db/mlruns.db",
-        description="MLflow's own database, as an SQLAlchemy URL; db/mlruns.db by default.",
+        description="MLflow's own database, as an SQLAlchemy URL; by default db/mlruns.db.",
     )
     mlflow_artifacts_destination: str = Field(
         str(ROOT / "db" / "mlartifacts"),
-        description="Where the MLflow server keeps artifacts; db/mlartifacts by default. Clients never see it.",
+        description="The folder of MLflow's artifacts; by default db/mlartifacts. Only the server reads it.",
     )
     mlflow_server_allowed_hosts: str = Field(
         "localhost:*,127.0.0.1:*,server_mlflow:*",
-        description="Host headers the MLflow server answers to, ports included; add the name that others reach it by.",
+        description="The Host headers that the MLflow server accepts, with ports.",
     )
 
     # All services
     mlflow_tracking_uri: str = Field(
         default_factory=lambda data: f"http://localhost:{data['mlflow_port']}",
-        description="Where the MLflow server is reached; by default on this machine, at MLFLOW_PORT.",
+        description="The URL of the MLflow server for the services; by default this machine, at MLFLOW_PORT.",
     )
     mlflow_public_url: str = Field(
         default_factory=lambda data: data["mlflow_tracking_uri"],
-        description="Where people reach the MLflow page, for links; MLFLOW_TRACKING_URI by default.",
+        description="The URL of the MLflow page for people, used in links; by default MLFLOW_TRACKING_URI.",
     )
     lab_database_url: str = Field(
         f"sqlite:///{ROOT}/db/lab.db",
-        description="Labstack's own database (datasets, audit), as an SQLAlchemy URL; db/lab.db by default.",
+        description="Labstack's own database, as an SQLAlchemy URL of SQLite or PostgreSQL; by default db/lab.db.",
     )
     search_database_url: str = Field(
         f"sqlite:///{ROOT}/db/search.db",
-        description="Where trainings keep the trials of their searches, as an SQLAlchemy URL; db/search.db by default.",
+        description="The database of hyperparameter searches, as an SQLAlchemy URL; by default db/search.db.",
     )
     lab_outputs: Path = Field(
         ROOT / "outputs",
-        description="Where training writes the manifest, and what it could not log; outputs by default.",
+        description="The folder of the manifest and of packages that could not be logged; by default outputs.",
     )
     git_commit: str | None = Field(
-        None, description="The commit that a training's runs are tagged with; by default that of the checkout."
+        None, description="The commit that training runs are tagged with; by default that of the checkout."
     )
     lab_archive: str | None = Field(
         None,
-        description="An archive of ./run_all.sh backup, a path or a URL, whose data a lab without data begins with.",
+        description="An archive of ./run_all.sh backup, a path or a URL, that fills a lab without data.",
     )
     lab_archive_max_bytes: int = Field(
-        107_374_182_400, ge=1, description="Bytes that an archive, unpacked, may hold, in LAB_ARCHIVE and restore."
+        107_374_182_400, ge=1, description="The largest unpacked size of an archive, in bytes."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="The least severe level that is logged."
+        "INFO", description="The least severe level that is logged: DEBUG, INFO, WARNING or ERROR."
     )
 
     # The API
     api_bind: str = Field(
-        "127.0.0.1", description="The address that the API is published on; a wider one demands API_ADMIN_TOKEN."
+        "127.0.0.1",
+        description="The address that the API is published on; other than loopback it requires API_ADMIN_TOKEN.",
     )
     api_host: str = Field(
         default_factory=lambda data: data["api_bind"],
-        description="The address that gunicorn listens on; API_BIND by default. An image sets it to all.",
+        description="The address that gunicorn listens on; by default API_BIND. The images set it to all.",
     )
-    api_port: int = Field(5002, ge=1, le=65535, description="The port that the API listens on.")
-    api_workers: int = Field(2, ge=1, le=64, description="gunicorn worker processes.")
-    api_threads: int = Field(4, ge=1, le=256, description="Threads of each worker.")
+    api_port: int = Field(5002, ge=1, le=65535, description="The port of the API.")
+    api_workers: int = Field(2, ge=1, le=64, description="The number of gunicorn worker processes.")
+    api_threads: int = Field(4, ge=1, le=256, description="The number of threads of each worker.")
     api_admin_token: SecretStr | None = Field(
         None,
-        description="What operators send as X-Admin-Token; without one only calls from this machine itself are theirs, "
-        "and none where API_HOST is not loopback, as in containers.",
+        description="The token that operators send as X-Admin-Token. Without one, the operators' endpoints accept "
+        "only direct calls from this machine, and are off in containers.",
     )
     api_url: str = Field(
         default_factory=lambda data: f"http://{reached_at(data['api_bind'])}:{data['api_port']}",
-        description="Where training and the labstack command reach the API; by default on this machine, at API_PORT.",
+        description="The URL of the API for training and the labstack command; by default this machine, at API_PORT.",
     )
     api_cache_dir: Path = Field(
         ROOT / ".lab" / "models",
-        description="Where the API keeps the versions it fetched, and what its workers share; .lab/models by default.",
+        description="The folder of fetched versions and of the workers' control files; by default .lab/models.",
     )
     default_model_name: str = Field("iris", description="The model that answers at /predict.")
     require_production_model: bool = Field(
-        False, description="Whether the API refuses to start while its default model has no production version."
+        False, description="If true, the API refuses to start while the default model has no production version."
     )
     include_model_info: bool = Field(
-        True, description="Whether each answer names the model, version, role and runtime that it comes from."
+        True, description="If true, each answer names its model, version, role and runtime."
     )
     startup_timeout_seconds: float = Field(
         120,
         gt=0,
-        description="How long the API and training, starting, take an unreachable registry for one that is coming up.",
+        description="Seconds after its start during which an unreachable registry counts as starting.",
     )
     follow_interval_seconds: float = Field(
-        3, gt=0, description="How often each worker asks the registry for its roles, jittered by a fifth."
+        3, gt=0, description="Seconds between two registry reads of a worker, jittered by a fifth."
     )
-    reload_timeout_seconds: float = Field(30, gt=0, description="How long POST /admin/reload waits for every worker.")
+    reload_timeout_seconds: float = Field(
+        30, gt=0, description="Seconds that POST /admin/reload waits for all workers."
+    )
     canary_probability: float = Field(
-        0.1, ge=0, le=1, description="The share of requests that a canary gets when nobody says another."
+        0.1, ge=0, le=1, description="The share of requests of a canary whose weight is not given."
     )
     mlflow_webhook_secret: SecretStr | None = Field(
-        None, description="The secret of an MLflow webhook to /hooks/mlflow; without one the endpoint is off."
+        None, description="The secret of MLflow webhooks to POST /hooks/mlflow; without one the endpoint is off."
     )
-    max_request_rows: int = Field(10_000, ge=1, description="Rows that one prediction request may hold.")
-    max_request_bytes: int = Field(4_194_304, ge=1, description="Bytes that one request's body may hold.")
+    max_request_rows: int = Field(10_000, ge=1, description="The largest number of rows in one prediction request.")
+    max_request_bytes: int = Field(4_194_304, ge=1, description="The largest body of a request, in bytes.")
     prediction_seconds: float = Field(
-        10, gt=0, description="How long an ONNX model may compute one request; then it is ended, and counts as failed."
+        10, gt=0, description="Seconds after which a prediction by an ONNX model is stopped and counts as failed."
     )
-    model_max_bytes: int = Field(
-        536_870_912, ge=1, description="Bytes that a version's model file may hold; a larger one is not served."
-    )
+    model_max_bytes: int = Field(536_870_912, ge=1, description="The largest model file that is served, in bytes.")
     model_memory_bytes: int = Field(
-        1_073_741_824, ge=1, description="Bytes of memory that loading and trying a version may take."
+        1_073_741_824, ge=1, description="The most memory that loading and trying a version may take, in bytes."
     )
     model_load_seconds: float = Field(
         20, gt=0, description="Seconds to fetch each file of a version, and seconds to load and try it."
     )
     model_cache_bytes: int = Field(
-        4_294_967_296, ge=1, description="Bytes of versions that API_CACHE_DIR keeps; the longest unused go first."
+        4_294_967_296,
+        ge=1,
+        description="The size of the versions that API_CACHE_DIR keeps, in bytes; the least recently used are "
+        "removed first.",
     )
     log_inputs: bool = Field(
-        True, description="Whether log lines and the prediction log hold the inputs of predictions, and input_stats."
+        True,
+        description="If true, log lines and the prediction log contain the inputs of predictions, and log lines "
+        "input_stats.",
     )
-    log_predictions: float = Field(1, ge=0, le=1, description="The share of predictions that get a log line.")
+    log_predictions: float = Field(
+        1, ge=0, le=1, description="The share of predictions that get a log line; all are counted."
+    )
     prediction_log: Literal["off", "batched", "durable"] = Field(
         "batched",
-        description="Whether predictions are kept in our database: in batches, or each before its answer is sent.",
+        description="The prediction log in the database: off, batched, or durable (committed before the answer is "
+        "sent).",
     )
-    prediction_log_days: float = Field(30, gt=0, description="How long predictions and their outcomes are kept.")
-    prediction_log_rows: int = Field(1_000_000, ge=1, description="How many predictions are kept at most.")
-    drift_window_seconds: float = Field(3600, ge=1, description="How far back drift is looked for.")
-    drift_minimum_rows: int = Field(200, ge=1, description="The rows of a window that a verdict on drift needs.")
-    drift_watch: float = Field(0.1, gt=0, description="From which PSI on a feature is to be watched.")
-    drift_drifted: float = Field(0.25, gt=0, description="From which PSI on a feature has drifted.")
-    canary_auto: bool = Field(False, description="Whether the API acts on its verdicts on canaries by itself.")
+    prediction_log_days: float = Field(30, gt=0, description="Days that predictions and their outcomes are kept.")
+    prediction_log_rows: int = Field(1_000_000, ge=1, description="The largest number of predictions that are kept.")
+    drift_window_seconds: float = Field(3600, ge=1, description="The time window of drift, in seconds.")
+    drift_minimum_rows: int = Field(200, ge=1, description="The rows in a window that a drift verdict needs.")
+    drift_watch: float = Field(0.1, gt=0, description="The PSI from which a feature is to be watched.")
+    drift_drifted: float = Field(0.25, gt=0, description="The PSI from which a feature has drifted.")
+    canary_auto: bool = Field(False, description="If true, the API acts on its verdicts on canaries.")
     canary_steps: Annotated[tuple[float, ...], NoDecode] = Field(
         (0.05, 0.1, 0.25, 0.5, 1),
         min_length=1,
         description="The shares that a canary advances through; at 1, the last, it becomes production.",
     )
     canary_interval_seconds: float = Field(
-        10, gt=0, description="How often canaries are judged, old predictions removed, and windows merged."
+        10,
+        gt=0,
+        description="Seconds between two rounds of judging canaries, expiring predictions and merging windows.",
     )
     canary_minimum_requests: int = Field(200, ge=1, description="The requests in a step that a verdict needs.")
     canary_failure_budget: int = Field(
-        10, ge=0, description="The failed predictions of one step after which a canary is rolled back at once."
+        10, ge=0, description="The failed predictions in a step after which a canary is rolled back at once."
     )
     canary_margin: float = Field(
-        0.02, gt=0, lt=1, description="How much worse a canary may be: in error rate, in accuracy, in mean error."
+        0.02,
+        gt=0,
+        lt=1,
+        description="How much worse a canary may be than production in error rate, accuracy or mean error.",
     )
     canary_latency_ratio: float = Field(
-        1.5, gt=1, description="How much longer a canary's median and 99th percentile may take than production's."
+        1.5, gt=1, description="How many times production's p50 and p99 latency a canary may take."
     )
     canary_agreement: float = Field(
         0.8, ge=0, le=1, description="The share of rows on which a canary must agree with production."
@@ -197,14 +211,14 @@ class Settings(BaseSettings):
 
 
 def reached_at(host: str) -> str:
-    """The host that this machine reaches a service by that listens on an address."""
+    """Return the host by which this machine reaches a service that listens on an address."""
     if host in (*LOOPBACK, "0.0.0.0", "::"):  # noqa: S104
         return "localhost"
     return f"[{host}]" if ":" in host else host
 
 
 def without_credentials(url: str) -> str:
-    """The URL as it may be shown and logged."""
+    """Return a URL without user name and password, to be shown and logged."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
@@ -219,16 +233,16 @@ def require_operators_token(settings: Settings) -> None:
 
 
 def load() -> Settings:
-    """The settings of this process; exits with one line a fault, naming the variable and never its value.
+    """Return the settings of this process; exit with one line per wrong setting, with its name and never its value.
 
-    LAB_ENV_FILE names another file than `.env`.
+    LAB_ENV_FILE names a file to read instead of `.env`.
     """
     try:
         return Settings(_env_file=os.environ.get("LAB_ENV_FILE", ROOT / ".env"))
     except ValidationError as error:
-        faults = [
-            f"{str(fault['loc'][0]).upper()}: {fault['msg']}"
-            for fault in error.errors(include_input=False)
-            if fault["type"] != "default_factory_not_called"  # it only follows from another
+        problems = [
+            f"{str(problem['loc'][0]).upper()}: {problem['msg']}"
+            for problem in error.errors(include_input=False)
+            if problem["type"] != "default_factory_not_called"  # a consequence of another problem
         ]
-        sys.exit("\n".join(f"A setting is wrong: {fault}. See .env.example." for fault in faults))
+        sys.exit("\n".join(f"A setting is wrong: {problem}. See .env.example." for problem in problems))

@@ -1,4 +1,4 @@
-"""Metrics: what is counted, and that the README says so."""
+"""Metrics: what is counted, and that the docs list it."""
 
 import json
 import os
@@ -21,14 +21,15 @@ from labstack.api import health, metrics
 from labstack.api.rollout import gauges
 from labstack.settings import ROOT, Settings
 from tests.conftest import IRIS_ROW, fill, small_disk, wait_until
+from tests.docs.pages import page
 
 
-def test_the_readme_lists_every_metric(engine: Engine) -> None:
+def test_the_docs_list_every_metric(engine: Engine) -> None:
     own = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
     assert all(metric.__class__.__name__ in ("Counter", "Gauge", "Histogram") for metric in own)
     names = {metric._name + ("_total" if isinstance(metric, Counter) else "") for metric in own}
     names |= {metric.name for metric in [*gauges.compute(engine, Settings(), {}), health.gauge("", True)]}
-    assert set(re.findall(r"^\| `(labstack_\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)) == names
+    assert set(re.findall(r"^\| `(labstack_\w+)` \|", page("metrics-and-logs"), re.MULTILINE)) == names
 
 
 def test_gauges_are_those_of_now_or_the_last_ones_while_the_database_keeps_everybody_waiting() -> None:

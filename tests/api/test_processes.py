@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from labstack.registry import moves
-from labstack.settings import ROOT
 from tests.conftest import IRIS_ROW, Lab, Process, Relay, ask, free_port, run_api, start, wait_until
+from tests.docs.pages import page, section
 
 
 def test_every_worker_serves_and_each_prediction_is_one_log_line(lab: Lab, tmp_path: Path) -> None:
@@ -41,9 +41,9 @@ def test_every_worker_serves_and_each_prediction_is_one_log_line(lab: Lab, tmp_p
 
 
 def documented_fields() -> set[str]:
-    """The fields of a prediction's log line, as the README lists them."""
-    listed = (ROOT / "README.md").read_text().partition("is one JSON line in")[2].partition("A line")[0]
-    return set(re.findall(r"`([a-z_]+)`", listed))
+    """The fields of a prediction's log line, as the docs list them."""
+    text = section(page("metrics-and-logs"), "The log line of a prediction")
+    return set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
 
 
 def test_tokens_and_inputs_stay_out_of_the_log_and_large_bodies_out_of_memory(lab: Lab, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the benches share: how they tell of their steps, name the machine, and write into the README."""
+"""What the benchmarks share: reporting their steps, naming the machine, and writing into docs/performance.md."""
 
 import json
 import platform
@@ -19,8 +19,8 @@ def processor() -> str:
     return " ".join(found[1].replace("(R)", "").split()) if found else platform.machine()
 
 
-def put_into_readme(mark: str, text: str) -> None:
-    """Write a bench's text between the marks that the README has for it."""
-    readme = ROOT / "README.md"
+def put_into_docs(mark: str, text: str) -> None:
+    """Write a benchmark's text between its marks in docs/performance.md."""
+    page = ROOT / "docs/performance.md"
     marks = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(marks, lambda found: found[1] + text + found[2], readme.read_text(), flags=re.DOTALL))
+    page.write_text(re.sub(marks, lambda match: match[1] + text + match[2], page.read_text(), flags=re.DOTALL))

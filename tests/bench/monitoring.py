@@ -17,7 +17,7 @@ from typing import Any
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service as Driver
 
-from tests.bench.common import processor, put_into_readme, tell
+from tests.bench.common import processor, put_into_docs, tell
 from tests.bench.serving import Measured, Service, prepare, wrk
 from tests.browser.conftest import QUIET, Browser
 from tests.conftest import IRIS_ROW, Process, ask, free_port, run_api, run_mlflow, wait_until
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each round")
-    parser.add_argument("--write", action="store_true", help="write the figures into the README")
+    parser.add_argument("--write", action="store_true", help="write the figures into docs/performance.md")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
@@ -60,7 +60,7 @@ def main() -> None:
     text = report(rates, kept, times, page)
     print(text)  # noqa: T201
     if asked.write:
-        put_into_readme("monitoring benchmark", text)
+        put_into_docs("monitoring benchmark", text)
 
 
 def served(name: str, api: Process) -> Service:

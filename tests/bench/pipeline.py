@@ -1,7 +1,7 @@
 """What the pipeline costs beside a script by hand, and how it scales: `python -m tests.bench.pipeline`.
 
 Rounds are interleaved, each in a process of its own, imports included; ratios are what counts, as machines differ.
-It is written into the README where that says so.
+It is written into docs/performance.md.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import yaml
 
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
-from tests.bench.common import processor, put_into_readme, tell
+from tests.bench.common import processor, put_into_docs, tell
 from tests.conftest import environment, free_port, run_mlflow
 
 ROWS, COLUMNS = 20_000, 20
@@ -50,7 +50,7 @@ class Ran:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="write the text into the README")
+    parser.add_argument("--write", action="store_true", help="write the text into docs/performance.md")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -67,7 +67,7 @@ def main() -> None:
     text = report(taken, store, million, asked.rounds)
     print(text)  # noqa: T201
     if asked.write:
-        put_into_readme("pipeline benchmark", text)
+        put_into_docs("pipeline benchmark", text)
 
 
 def searches(folder: Path, table: Path, lab: dict[str, Any], rounds: int) -> dict[str, float]:

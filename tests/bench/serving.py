@@ -2,7 +2,7 @@
 
 Each opponent has an environment of its own, two workers, and one row a request on connections that are kept alive.
 Rounds are interleaved, each with fresh connections; the table holds medians, and the ratios are what counts, as
-machines differ and are shared. It is written into the README where that says so. Needs wrk.
+machines differ and are shared. It is written into docs/performance.md. Needs wrk.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from labstack.store import datasets
 from labstack.store.database import connect, migrate
 from labstack.training import config
 from labstack.training.train import train
-from tests.bench.common import processor, put_into_readme, tell
+from tests.bench.common import processor, put_into_docs, tell
 from tests.conftest import IRIS_ROW, ask, free_port, run_api, run_mlflow, wait_until
 
 OPPONENTS = Path(__file__).parent / "opponents"
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each round")
-    parser.add_argument("--write", action="store_true", help="write the table into the README")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
@@ -94,7 +94,7 @@ def main() -> None:
     text = report(services, results, start_seconds, memory, ratio)
     print(text)  # noqa: T201
     if asked.write:
-        put_into_readme("serving benchmark", text)
+        put_into_docs("serving benchmark", text)
 
 
 def environment(name: str) -> Path:
@@ -321,7 +321,7 @@ def report(
     )
     lines += [
         "",
-        f"At 64 connections half of the answers come within {p50:.1f} ms and 99% within {p99:.1f} ms, "
+        f"At 64 connections p50 is {p50:.1f} ms and p99 {p99:.1f} ms, "
         f"{p99 / p50:.1f}x (empty Flask: {floor99 / floor50:.1f}x). 1,000 rows in one request, against parsing and "
         f"predicting them within a process: {batch}. Two workers with both models take {memory[0]:.0f} MB, pages that "
         f"they share counted once ({memory[1]:.0f} MB where each counts its own); from gunicorn's start to the first "

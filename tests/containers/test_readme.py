@@ -1,4 +1,4 @@
-"""The README's commands in containers, as root and as users without a name, each on a lab of their own and together."""
+"""The documented commands in containers, as root and as users without a name, each on its own lab and together."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def home() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_the_readmes_commands_do_what_it_shows(stack: Stack, user: str) -> None:
+def test_the_documented_commands_do_what_is_shown(stack: Stack, user: str) -> None:
     stack.erase()
     for name in ("place", "saved", "better.yaml", "mine.csv", "mine.yaml", "lab.tar.gz"):
         (stack.folder / ".lab" / name).unlink(missing_ok=True)

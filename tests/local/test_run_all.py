@@ -1,4 +1,4 @@
-"""run_all.sh and the README's commands, run as a newcomer would: on a fresh copy, in a path with spaces."""
+"""run_all.sh and the commands of README and docs, run as a newcomer would: on a fresh copy, in a path with spaces."""
 
 import http.client
 import json
@@ -22,9 +22,9 @@ from labstack.settings import ROOT
 from labstack.store import audit
 from labstack.store.database import connect
 from tests.conftest import IRIS_ROW, answers, ask, free_port, wait_until
+from tests.docs.pages import commands
 
 NO_ENGINE = "(there is no docker command here|docker has no Compose plugin here|no container engine answers)"
-README = (ROOT / "README.md").read_text()
 
 
 @dataclass
@@ -233,15 +233,14 @@ def test_an_environment_is_not_taken_from_under_a_running_lab(copy: Copy) -> Non
     stamp.write_text(made)
 
 
-def test_the_readmes_commands_do_what_it_shows(copy: Copy) -> None:
+def test_the_documented_commands_do_what_is_shown(copy: Copy) -> None:
     follow_readme(copy.folder, str(copy.mlflow_port), str(copy.api_port), env=copy.environment())
 
 
 def follow_readme(folder: Path, mlflow_port: str, api_port: str, **options: Any) -> None:
-    """Run every shell block of the README in a copy of the project, on its ports; all do what the README shows."""
-    everywhere = re.sub(r"\n## Containers\n.*?\n## ", "\n## ", README, flags=re.DOTALL)
-    blocks = re.findall(r"```bash\n(.*?)```(?:\n\n```json\n(.*?)```)?", everywhere, re.DOTALL)
-    assert len(blocks) >= 8
+    """Run every shell block of README and docs in a copy of the project, on its ports; all do what the text shows."""
+    blocks = commands()
+    assert len(blocks) >= 16
     for command, shown in blocks:
         if command == "./run_all.sh test\n":  # this is what it runs
             continue
@@ -260,7 +259,7 @@ def follow_readme(folder: Path, mlflow_port: str, api_port: str, **options: Any)
 
 
 def rounded(value: object) -> object:
-    """A JSON value with its numbers as the README shows them."""
+    """A JSON value with its numbers rounded as the README shows them."""
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, list):
