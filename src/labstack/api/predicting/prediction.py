@@ -83,7 +83,7 @@ def run(
             predictions,
         )
     )
-    if trial and (other := lineup.beside(role, call.key)):
+    if trial and (other := lineup.shadow_of(role, call.key)):
         few = rows[:SHADOWED_ROWS], predictions.outputs[:SHADOWED_ROWS]
         service.recorder.shadow(Shadow(lineup.canary, trial, other, *few))  # type: ignore[arg-type]  # trial: there is one
     return Predicted(role, predictions, warnings)
