@@ -1,4 +1,4 @@
-"""What becomes of the registry's answers, and of those of what is not the registry."""
+"""The client, with answers of the registry and of servers that are not one."""
 
 import json
 import socket

@@ -32,7 +32,7 @@ class Seen:
 
 
 class Client(threading.Thread):
-    """Asks for predictions without a pause, on one kept connection, until it is stopped."""
+    """A client that asks for predictions without a pause, on one kept connection, until it is stopped."""
 
     def __init__(self, api: Process, path: str, done: threading.Event, refused: threading.Event | None = None) -> None:
         super().__init__(daemon=True)

@@ -1,1 +1,1 @@
-"""The registry: MLflow's models, versions and aliases, and what may be done with them."""
+"""The registry: the client of MLflow's models, versions and aliases, and the rules for moving roles."""

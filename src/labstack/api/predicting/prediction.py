@@ -91,7 +91,7 @@ def run(
             predictions,
         )
     )
-    if trial and (other := lineup.beside(role, call.key)):
+    if trial and (other := lineup.shadow_of(role, call.key)):
         first_rows, first_outputs = rows[:SHADOWED_ROWS], predictions.outputs[:SHADOWED_ROWS]
         canary = lineup.canary
         service.recorder.shadow(Shadow(canary, trial, other, first_rows, first_outputs))  # type: ignore[arg-type]  # a trial has a canary

@@ -127,7 +127,7 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
     _exhaustion_logged = float("-inf")
 
     def init_process(self) -> None:
-        """Begin in the worker, after the fork."""
+        """Take the slot; called in the worker, after the fork."""
         _open[self.slot] = 0
         super().init_process()
 

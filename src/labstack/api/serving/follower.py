@@ -65,7 +65,7 @@ class Follower:
         self.first_look = threading.Event()  # set when the registry has been asked once, whether it answered or not
 
     def start(self) -> None:
-        """Begin to follow. The worker is in the control folder before it reads a role, so that no reload misses it."""
+        """Start the thread. The worker is in the control folder before it reads a role, so that no reload misses it."""
         self._started = time.monotonic()
         self.loader.cache.clean()
         with suppress(ControlError):  # the thread reports it

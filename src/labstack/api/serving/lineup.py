@@ -106,7 +106,7 @@ class Lineup:
             return canary
         return self.production
 
-    def beside(self, role: Role, key: bytes) -> Served | None:
+    def shadow_of(self, role: Role, key: bytes) -> Served | None:
         """Return the version that also predicts a request, off its path, to be compared; None when there is none.
 
         That is a canary in shadow, or production for a request that the canary answered.

@@ -36,11 +36,11 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Look:
-    """What one look starts from.
+    """A look at the registry, from the state before it.
 
     `current` are the lineups that are served; `last_served` are the records of the production versions that were
     served before this process started, until the registry has answered it once. `canary_share` is the weight of a
-    canary whose rollout the registry does not say; with `retry`, failed versions are tried again at once.
+    canary without a rollout in the registry. With `retry`, failed versions are tried again at once.
     """
 
     loader: Loader

@@ -33,7 +33,7 @@ def refusal(settings: Settings, follower: Follower, model: str) -> Problem:
 def require_production_model(settings: Settings) -> None:
     """Exit unless the default model has a production version: in the registry, or in the cache when that is away."""
     model = settings.default_model_name
-    client = MlflowRest(settings.mlflow_tracking_uri)  # of its own: no connection may be open when workers are forked
+    client = MlflowRest(settings.mlflow_tracking_uri)  # not the workers': no connection may be open at the fork
     try:
         wait(client, settings.startup_timeout_seconds)
         has_production = living_production(client, model) is not None
