@@ -1,4 +1,4 @@
-"""What the benches share: how they tell of their steps, name the machine, and write into the README."""
+"""Shared by the benchmarks: progress, the name of the machine, and the figures in the README."""
 
 import json
 import platform
@@ -10,17 +10,19 @@ from typing import Any
 from labstack.settings import ROOT
 
 
-def tell(**fields: Any) -> None:
+def report_step(**fields: Any) -> None:
+    """Print the fields of a step on stderr, as JSON."""
     print(json.dumps(fields), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def processor() -> str:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return " ".join(found[1].replace("(R)", "").split()) if found else platform.machine()
+    """Return the name of the processor."""
+    match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return " ".join(match[1].replace("(R)", "").split()) if match else platform.machine()
 
 
 def put_into_readme(mark: str, text: str) -> None:
-    """Write a bench's text between the marks that the README has for it."""
+    """Write a benchmark's text between its marks in the README."""
     readme = ROOT / "README.md"
     marks = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
-    readme.write_text(re.sub(marks, lambda found: found[1] + text + found[2], readme.read_text(), flags=re.DOTALL))
+    readme.write_text(re.sub(marks, lambda match: match[1] + text + match[2], readme.read_text(), flags=re.DOTALL))

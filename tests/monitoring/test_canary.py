@@ -1,5 +1,6 @@
 """Verdicts on simulated canaries of known quality."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -161,6 +162,14 @@ def test_numbers_are_judged_by_their_mean_error(mean: float, deviation: float, e
         behaved(rng, GOOD, 5000), behaved(rng, GOOD, 500, canary=True), (fed_back(1.0), fed_back(mean)), RULES
     )
     assert {check.name: check.found for check in verdict.checks}["outcomes"] == expected
+
+
+def test_counts_keep_the_keys_that_they_have_in_the_database() -> None:
+    counts = replace(LAYOUT.empty(), shadowed=3, shadow_failures=2)
+    stored = json.loads(counts.dumps())
+    assert (stored["beside"], stored["failed_beside"]) == (3, 2)
+    loaded = Counts.loads(counts.dumps())
+    assert (loaded.shadowed, loaded.shadow_failures) == (3, 2)
 
 
 def test_an_advance_has_a_reason_and_evidence() -> None:

@@ -243,11 +243,18 @@ def test_all_faults_of_rows_are_named_and_none_is_appended(engine: Engine, tmp_p
         {"a": 1, "b": "y"},
         {"a": "1", "b": 2},
         {"a": True},
-        {"a": float("nan"), "b": None, "z": 1},
+        {"a": float("nan"), "b": None, **dict.fromkeys("zyxwv", 1)},
     ]
     with pytest.raises(datasets.RowsError) as raised:
         datasets.append(engine, "table", records)
-    assert [field for field, _ in raised.value.faults] == ["[1].a", "[1].b", "[2].a", "[2].b", "[3].a", "[3].z"]
+    assert [field for field, _ in raised.value.faults] == [
+        "[1].a",
+        "[1].b",
+        "[2].a",
+        "[2].b",
+        "[3].a",
+        *(f"[3].{name}" for name in "zyxwv"),
+    ]
     assert len(datasets.read(engine, "table")) == 1
 
 
