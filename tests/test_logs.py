@@ -1,4 +1,4 @@
-"""Log lines: whole ones, short enough that several processes may write to one pipe, and never waited for."""
+"""Log lines: whole, short enough for several processes to write to one pipe, and never waited for."""
 
 import io
 import json
@@ -29,17 +29,17 @@ def test_a_line_that_is_too_long_is_shortened() -> None:
     fields: dict[str, Any] = {"message": "x", "input": [[1.5] * 2000], "text": "ü" * 5000 + "the end"}
     line = logs._line(fields)
     assert len(line.encode()) <= logs.LINE_BYTES
-    said = json.loads(line)
-    assert (said["message"], said["shortened"]) == ("x", True)
-    assert "left out" in said["input"]
-    assert said["text"].endswith("the end")
+    logged = json.loads(line)
+    assert (logged["message"], logged["shortened"]) == ("x", True)
+    assert "left out" in logged["input"]
+    assert logged["text"].endswith("the end")
 
 
 def test_a_text_that_grows_in_json_is_shortened_too() -> None:
     assert len(logs._line({"message": "x", "endpoint": "\x01" * 1300}).encode()) <= logs.LINE_BYTES
 
 
-def test_nobody_waits_for_a_reader_and_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_caller_waits_for_a_reader_and_dropped_lines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "WAITING_LINES", 100)
     stream, dropped = Blocked(), []
     output = logs.Output(stream)
@@ -56,7 +56,7 @@ def test_nobody_waits_for_a_reader_and_what_is_dropped_is_counted(monkeypatch: p
     assert stream.getvalue().endswith("straight\n")
 
 
-def test_a_stream_that_cannot_be_written_stops_nobody() -> None:
+def test_a_stream_that_cannot_be_written_raises_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     stream = os.fdopen(writer, "w")

@@ -1,4 +1,4 @@
-"""What the tests of the API share: an application that runs."""
+"""Fixtures of the tests of the API: applications and services that run, and versions to serve."""
 
 import shutil
 import time

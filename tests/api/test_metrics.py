@@ -1,4 +1,4 @@
-"""Metrics: what is counted, and that the docs list it."""
+"""Metrics: their values, and their list in the docs."""
 
 import json
 import os
@@ -32,24 +32,24 @@ def test_the_docs_list_every_metric(engine: Engine) -> None:
     assert set(re.findall(r"^\| `(labstack_\w+)` \|", page("metrics-and-logs"), re.MULTILINE)) == names
 
 
-def test_gauges_are_those_of_now_or_the_last_ones_while_the_database_keeps_everybody_waiting() -> None:
-    answers, asked = threading.Event(), 0
+def test_gauges_are_those_of_now_or_the_last_ones_while_the_database_is_slow() -> None:
+    is_free, computed = threading.Event(), 0
 
     def compute() -> list[Metric]:
-        nonlocal asked
-        asked += 1
-        answers.wait(30)
-        return [Metric(f"number_{asked}", "", "gauge")]
+        nonlocal computed
+        computed += 1
+        is_free.wait(30)
+        return [Metric(f"number_{computed}", "", "gauge")]
 
-    latest = gauges.Gauges(compute)
-    assert latest.latest() == []
-    assert latest.latest() == []
-    answers.set()
-    assert [metric.name for metric in latest.latest()] == ["number_1"], "two that asked shared one computation"
-    assert [metric.name for metric in latest.latest()] == ["number_2"]
-    answers.clear()
-    assert [metric.name for metric in latest.latest()] == ["number_2"]
-    answers.set()
+    cached = gauges.Gauges(compute)
+    assert cached.latest() == []
+    assert cached.latest() == []
+    is_free.set()
+    assert [metric.name for metric in cached.latest()] == ["number_1"], "both calls shared one computation"
+    assert [metric.name for metric in cached.latest()] == ["number_2"]
+    is_free.clear()
+    assert [metric.name for metric in cached.latest()] == ["number_2"]
+    is_free.set()
 
 
 def test_every_failure_is_counted_by_its_kind(app: Flask) -> None:
@@ -70,7 +70,7 @@ def test_every_failure_is_counted_by_its_kind(app: Flask) -> None:
         assert counted(kind) == before + 1, kind
 
 
-def test_values_beyond_the_range_of_training_are_counted_and_named(app: Flask) -> None:
+def test_values_out_of_training_s_range_are_counted_and_named(app: Flask) -> None:
     service = app.extensions["labstack"]
     service.recorder.start()
     labels = {"model": "iris", "version": "1", "role": "production"}
@@ -95,16 +95,16 @@ def known_metrics(engine: Engine) -> set[str]:
     return names
 
 
-def test_the_dashboard_and_the_alerts_ask_for_metrics_and_labels_that_there_are(engine: Engine) -> None:
+def test_the_dashboard_and_the_alerts_use_existing_metrics_and_labels(engine: Engine) -> None:
     known = known_metrics(engine)
     labels = {label for value in vars(metrics).values() for label in getattr(value, "_labelnames", ())}
     labels |= {"column", "verdict", "le", "instance", "job", "url"}
     dashboard = json.loads((ROOT / "docker/monitoring/dashboard.json").read_text())
-    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     rules = yaml.safe_load((ROOT / "docker/monitoring/alerts.yml").read_text())["groups"][0]["rules"]
-    asked += [rule["expr"] for rule in rules]
-    assert len(asked) > 25
-    for expression in asked:
+    expressions += [rule["expr"] for rule in rules]
+    assert len(expressions) > 25
+    for expression in expressions:
         assert set(re.findall(r"\blabstack_\w+", expression)) <= known, expression
         grouped = ",".join(re.findall(r"(?:by|on|ignoring) \(([^)]*)\)", expression)).split(",")
         matched = re.findall(r"[{,](\w+)(?:=~|!=|=)", expression)
@@ -112,8 +112,8 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_and_labels_that_there_are(
     for rule in rules:
         assert rule["annotations"]["summary"]
         assert rule["labels"]["severity"] in ("critical", "warning")
-    asked_for = {name for expression in asked for name in re.findall(r"\blabstack_\w+", expression)}
-    assert asked_for == known, "every metric is looked at somewhere"
+    used = {name for expression in expressions for name in re.findall(r"\blabstack_\w+", expression)}
+    assert used == known, "every metric is used somewhere"
 
 
 def key(number: int) -> str:
@@ -123,9 +123,9 @@ def key(number: int) -> str:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that `/metrics` reads."""
-    found = tmp_path / "metrics"
-    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(found))
-    return found
+    path = tmp_path / "metrics"
+    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(path))
+    return path
 
 
 def counted() -> dict[int, float]:
@@ -158,7 +158,7 @@ def test_what_a_full_disk_has_no_room_for_is_counted_and_written_later(
         counts.close()
 
 
-def test_a_folder_that_was_removed_is_told_of(folder: Path, app: Flask) -> None:
+def test_a_removed_folder_is_reported(folder: Path, app: Flask) -> None:
     folder.mkdir()
     assert metrics.fault() is None
     counts = metrics.Counts(str(folder / "counter_0.db"))

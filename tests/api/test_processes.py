@@ -1,4 +1,4 @@
-"""The API as it runs: gunicorn with two workers, a real registry, real signals."""
+"""The running API: gunicorn with two workers, a real registry, real signals."""
 
 import http.client
 import json
@@ -141,11 +141,11 @@ def test_without_a_registry_the_api_is_up_and_names_what_it_cannot_reach(tmp_pat
     url = f"http://localhost:{free_port()}"
     with run_api(tmp_path, until="/health", mlflow_tracking_uri=url, startup_timeout_seconds=1) as api:
         wait_until(lambda: len(api.lines("registry unreachable")) == 2, 30, "each worker's word")
-        told = api.lines("registry unreachable")
-        assert url in told[0]["error"]
+        errors = api.lines("registry unreachable")
+        assert url in errors[0]["error"]
         assert url in ask(f"{api.url}/predict", IRIS_ROW).json["detail"]
         assert ask(f"{api.url}/admin/reload", b"", "POST").status == 503
-        assert api.lines("registry unreachable") == told  # said once
+        assert api.lines("registry unreachable") == errors  # logged once
 
 
 def test_a_required_production_model_stops_the_start_where_there_is_none(lab: Lab, tmp_path: Path, model: str) -> None:
@@ -155,9 +155,11 @@ def test_a_required_production_model_stops_the_start_where_there_is_none(lab: La
     for number, uri in enumerate((lab.tracking_uri, f"http://localhost:{free_port()}")):
         process = start(tmp_path, f"api-{number}", command, "", mlflow_tracking_uri=uri, **settings, **own)
         assert process.popen.wait(60) == 1
-        said = process.log.read_text()
-        assert f"production version of the model '{model}'" in said or f"{model!r} has no production version" in said
-        assert "Traceback" not in said
+        output = process.log.read_text()
+        assert (
+            f"production version of the model '{model}'" in output or f"{model!r} has no production version" in output
+        )
+        assert "Traceback" not in output
 
 
 def test_a_required_production_model_may_come_from_the_registry_or_the_cache(lab: Lab, tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_what_workers_count_adds_up_and_never_goes_back(lab: Lab, tmp_path: Path
 
 
 def replaced(api: Process, pid: int) -> bool:
-    """Whether there are two workers, and none is the one that ended."""
+    """Return whether there are two workers, without the one that ended."""
     pids = {worker["pid"] for worker in ask(f"{api.url}/admin/reload", b"", "POST").json.get("workers", [])}
     return len(pids) == 2 and pid not in pids
 
@@ -215,6 +217,6 @@ def test_a_wrong_setting_stops_the_start_with_one_line(tmp_path: Path, settings:
     command = ["-m", "gunicorn", "-c", "python:labstack.api.server.config", "labstack.api.server.wsgi:app"]
     process = start(tmp_path, "api", command, "", **settings)
     assert process.popen.wait(60) == 1
-    said = process.log.read_text()
-    assert fault in said
-    assert "Traceback" not in said
+    output = process.log.read_text()
+    assert fault in output
+    assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""What the benchmarks share: reporting their steps, naming the machine, and writing into docs/performance.md."""
+"""Shared by the benchmarks: progress, the name of the machine, and the figures in the docs."""
 
 import json
 import platform
@@ -10,13 +10,15 @@ from typing import Any
 from labstack.settings import ROOT
 
 
-def tell(**fields: Any) -> None:
+def report_step(**fields: Any) -> None:
+    """Print the fields of a step on stderr, as JSON."""
     print(json.dumps(fields), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def processor() -> str:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return " ".join(found[1].replace("(R)", "").split()) if found else platform.machine()
+    """Return the name of the processor."""
+    match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return " ".join(match[1].replace("(R)", "").split()) if match else platform.machine()
 
 
 def put_into_docs(mark: str, text: str) -> None:

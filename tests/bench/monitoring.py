@@ -1,4 +1,4 @@
-"""What it costs to keep predictions, and how soon the pages and numbers about them are there.
+"""The cost of keeping predictions, and the latency of the pages and metrics about them.
 
 `python -m tests.bench.monitoring [--write]`; wrk and chromium must be installed.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service as Driver
 
-from tests.bench.common import processor, put_into_docs, tell
+from tests.bench.common import processor, put_into_docs, report_step
 from tests.bench.serving import Measured, Service, prepare, wrk
 from tests.browser.conftest import QUIET, Browser
 from tests.conftest import IRIS_ROW, Process, ask, free_port, run_api, run_mlflow, wait_until
@@ -30,7 +30,7 @@ const all = [page, ...performance.getEntriesByType("resource")];
 const [paint] = performance.getEntriesByName("first-contentful-paint");
 return {paint: paint.startTime, html: page.transferSize, all: all.reduce((sum, one) => sum + one.transferSize, 0)};
 """
-TIMES = 50  # that an endpoint is asked
+TIMES = 50  # requests to an endpoint
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each round")
     parser.add_argument("--write", action="store_true", help="write the figures into docs/performance.md")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         url = stack.enter_context(run_mlflow(folder, free_port())).url
@@ -47,7 +47,7 @@ def main() -> None:
         for mode in MODES:
             (folder / mode).mkdir()
             apis[mode] = stack.enter_context(run_api(folder / mode, mlflow_tracking_uri=url, prediction_log=mode))
-        rates, kept = measure(apis, folder, asked.rounds, asked.seconds)
+        rates, kept = measure(apis, folder, arguments.rounds, arguments.seconds)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         url = stack.enter_context(run_mlflow(folder, free_port())).url
@@ -59,7 +59,7 @@ def main() -> None:
         page = looked_at(f"{api.url}/console")
     text = report(rates, kept, times, page)
     print(text)  # noqa: T201
-    if asked.write:
+    if arguments.write:
         put_into_docs("monitoring benchmark", text)
 
 
@@ -70,22 +70,22 @@ def served(name: str, api: Process) -> Service:
 def measure(
     apis: dict[str, Process], folder: Path, rounds: int, seconds: int
 ) -> tuple[dict[tuple[str, int], list[Measured]], tuple[float, float]]:
-    """All rounds by mode and connections, the modes by turns; and rows kept and dropped a second, in batches."""
+    """All rounds by mode and connections, the modes in turn; and rows kept and dropped a second in batched mode."""
     rates: dict[tuple[str, int], list[Measured]] = {}
     kept, dropped, spent = 0.0, 0.0, 0.0
     for number in range(rounds + 1):  # the first warms up
         for connections in CONNECTIONS:
             for mode, api in apis.items():
                 before, began = counted(api), time.monotonic()
-                found = wrk(served(mode, api), "iris", folder, connections, seconds)
+                round_ = wrk(served(mode, api), "iris", folder, connections, seconds)
                 if mode == "batched" and number:
                     spent += time.monotonic() - began
                     after = counted(api)
                     kept, dropped = kept + after[0] - before[0], dropped + after[1] - before[1]
                 wait_until(lambda: waiting(api) == 0, 30, "all is kept")  # noqa: B023
                 if number:
-                    rates.setdefault((mode, connections), []).append(found)
-                tell(round=number, connections=connections, mode=mode, **vars(found))
+                    rates.setdefault((mode, connections), []).append(round_)
+                report_step(round=number, connections=connections, mode=mode, **vars(round_))
     return rates, (kept / spent, dropped / spent)
 
 
@@ -99,8 +99,8 @@ def waiting(api: Process) -> float:
 
 
 def value(api: Process, metric: str) -> float:
-    found = re.findall(rf'^{metric}{{what="predictions"}} (\S+)', ask(f"{api.url}/metrics").text, re.MULTILINE)
-    return sum(map(float, found))
+    values = re.findall(rf'^{metric}{{what="predictions"}} (\S+)', ask(f"{api.url}/metrics").text, re.MULTILINE)
+    return sum(map(float, values))
 
 
 def median_ms(api: Process, path: str) -> float:
@@ -119,13 +119,13 @@ def looked_at(url: str) -> dict[str, float]:
         options.add_argument(argument)
     driver = webdriver.Chrome(options, Driver())
     try:
-        browser, found = Browser(driver), list[dict[str, Any]]()
+        browser, measurements = Browser(driver), list[dict[str, Any]]()
         for _ in range(5):
             driver.execute_cdp_cmd("Network.clearBrowserCache", {})
             driver.get(url)
             wait_until(lambda: browser.all("svg.main-svg"), 20, "the charts are drawn")
-            found.append(browser.run(PAGE))
-        return {name: statistics.median(one[name] for one in found) for name in found[0]}
+            measurements.append(browser.run(PAGE))
+        return {name: statistics.median(each[name] for each in measurements) for name in measurements[0]}
     finally:
         driver.quit()
 
@@ -136,10 +136,10 @@ def report(
     times: dict[str, float],
     page: dict[str, float],
 ) -> str:
-    """What was measured, as Markdown."""
+    """The figures as Markdown."""
 
-    def median(mode: str, connections: int, what: str) -> float:
-        return float(statistics.median(getattr(one, what) for one in rates[mode, connections]))
+    def median(mode: str, connections: int, figure: str) -> float:
+        return float(statistics.median(getattr(round_, figure) for round_ in rates[mode, connections]))
 
     lines = [
         f"Measured on {os.cpu_count()} cores of {processor()} that the load generator shares, with Python "
@@ -155,9 +155,9 @@ def report(
         ]
         cpu = [median(mode, number, "cpu_us") for number in CONNECTIONS]
         cells = (
-            " / ".join(f"{one:,.0f}" for one in speed),
-            " / ".join(f"{one:.0%}" for one in share),
-            " / ".join(f"{one:.0f}" for one in cpu),
+            " / ".join(f"{rate:,.0f}" for rate in speed),
+            " / ".join(f"{ratio:.0%}" for ratio in share),
+            " / ".join(f"{microseconds:.0f}" for microseconds in cpu),
         )
         lines.append(f"| `{mode}` | {' | '.join(cells)} |")
     lines += [

@@ -1,4 +1,4 @@
-"""What the pipeline costs beside a script by hand, and how it scales: `python -m tests.bench.pipeline`.
+"""The cost of the pipeline compared with a plain script, and how it scales: `python -m tests.bench.pipeline`.
 
 Rounds are interleaved, each in a process of its own, imports included; ratios are what counts, as machines differ.
 It is written into docs/performance.md.
@@ -24,7 +24,7 @@ import yaml
 
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
-from tests.bench.common import processor, put_into_docs, tell
+from tests.bench.common import processor, put_into_docs, report_step
 from tests.conftest import environment, free_port, run_mlflow
 
 ROWS, COLUMNS = 20_000, 20
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="write the text into docs/performance.md")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with run_mlflow(folder, free_port()) as server:
@@ -62,11 +62,11 @@ def main() -> None:
                 "lab_database_url": f"sqlite:///{folder}/lab.db",
                 "lab_outputs": folder / "outputs",
             }
-            taken = searches(folder, table, lab, asked.rounds)
+            taken = searches(folder, table, lab, arguments.rounds)
             store, million = a_million(folder, lab)
-    text = report(taken, store, million, asked.rounds)
+    text = report(taken, store, million, arguments.rounds)
     print(text)  # noqa: T201
-    if asked.write:
+    if arguments.write:
         put_into_docs("pipeline benchmark", text)
 
 
@@ -83,7 +83,7 @@ def searches(folder: Path, table: Path, lab: dict[str, Any], rounds: int) -> dic
         }.items():
             fresh = {"search_database_url": f"sqlite:///{folder}/{kind}-{number}.db"}  # lest a search goes on
             ran = run(command, **lab | fresh)
-            tell(step=kind, seconds=round(ran.seconds, 2), memory_mb=round(ran.memory_mb))
+            report_step(step=kind, seconds=round(ran.seconds, 2), memory_mb=round(ran.memory_mb))
             taken.setdefault(kind, []).append(ran.seconds)
             taken.setdefault(f"search, {kind}", []).append(ran.search_seconds)
     return {kind: statistics.median(seconds) for kind, seconds in taken.items()}
@@ -102,15 +102,15 @@ def a_million(folder: Path, lab: dict[str, Any]) -> tuple[dict[str, float], Ran]
         speeds[f"in {width}"] = speed(datasets.load_csv, engine, file, file.stem)
         speeds[f"read {width}"] = speed(datasets.read, engine, file.stem)
         speeds[f"out {width}"] = speed(write_out, engine, file.stem, folder / "out.csv")
-    tell(step="store", **{what: round(rows) for what, rows in speeds.items()})
+    report_step(step="store", **{what: round(rows) for what, rows in speeds.items()})
     command = training(folder, "million", {"dataset": "million"}, BOOSTED, 1)
     ran = run(command, **lab | {"search_database_url": f"sqlite:///{folder}/million.db"})
-    tell(step="a million rows", seconds=round(ran.seconds, 1), memory_mb=round(ran.memory_mb))
+    report_step(step="a million rows", seconds=round(ran.seconds, 1), memory_mb=round(ran.memory_mb))
     return speeds, ran
 
 
 def speed(do: Callable[..., object], *arguments: object) -> float:
-    """Rows a second of what is done to a million."""
+    """Rows a second of each operation on a million rows."""
     began = time.monotonic()
     do(*arguments)
     return MILLION / (time.monotonic() - began)
@@ -161,35 +161,35 @@ def run(command: list[str], **settings: Any) -> Ran:
         seconds = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         log.seek(0)
-        said = log.read()
+        output = log.read()
         if process.returncode:
-            raise SystemExit(f"{command} failed: {said[-2000:]}")
-    return Ran(seconds, search_seconds(said), usage.ru_maxrss / 1024)
+            raise SystemExit(f"{command} failed: {output[-2000:]}")
+    return Ran(seconds, search_seconds(output), usage.ru_maxrss / 1024)
 
 
-def search_seconds(said: str) -> float:
-    """From the rows' being read to the last trial's end, by the lines of a log; 0 without any."""
-    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+def search_seconds(log: str) -> float:
+    """Return the seconds from reading the rows to the end of the last trial, by the lines of a log; 0 without any."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     moments = [datetime.fromisoformat(line["timestamp"]) for line in lines if line["message"] in ("rows read", "trial")]
     return (moments[-1] - moments[0]).total_seconds() if moments else 0.0
 
 
 def report(taken: dict[str, float], store: dict[str, float], million: Ran, rounds: int) -> str:
-    by_hand, one, two = (taken[kind] for kind in ("by hand", "pipeline", "two processes"))
+    by_hand, alone, two = (taken[kind] for kind in ("by hand", "pipeline", "two processes"))
     alone, shared = taken["search, pipeline"], taken["search, two processes"]
     wide = COLUMNS + 1
     machine = f"{os.cpu_count()} cores of {processor()}, with Python {platform.python_version()}"
-    asked = f"{TRIALS} trials of a forest of {TREES} trees, {FOLDS} folds, {ROWS:,} rows of {COLUMNS} features"
+    search = f"{TRIALS} trials of a forest of {TREES} trees, {FOLDS} folds, {ROWS:,} rows of {COLUMNS} features"
     speeds = {what: f"{store[f'{what} 6']:,.0f} and {store[f'{what} {wide}']:,.0f}" for what in ("in", "read", "out")}
     lines = [
         f"Measured on {machine}; {rounds} rounds, medians, each in a process of its own from its start to its end.",
         "",
-        f"| a search: {asked} | |",
+        f"| a search: {search} | |",
         "|---|---|",
         f"| a script by hand with scikit-learn and optuna, which prints one number | {by_hand:.1f} s |",
-        f"| a pipeline: trials in MLflow, intervals, plots, gates, package, registration | {one:.1f} s "
-        f"({one / by_hand:.2f}x) |",
-        f"| the same with `processes: 2` | {two:.1f} s ({one / two:.2f}x as fast), its search {shared:.1f} s "
+        f"| a pipeline: trials in MLflow, intervals, plots, gates, package, registration | {alone:.1f} s "
+        f"({alone / by_hand:.2f}x) |",
+        f"| the same with `processes: 2` | {two:.1f} s ({alone / two:.2f}x as fast), its search {shared:.1f} s "
         f"instead of {alone:.1f} s ({alone / shared:.2f}x) |",
         "",
         f"A million rows of {COLUMNS} features, from the store to a gated version of gradient boosting: "

@@ -1,4 +1,4 @@
-"""How fast Labstack serves beside others, on one machine in one run: `python -m tests.bench.serving`.
+"""The speed of Labstack compared with other servers, on one machine in one run: `python -m tests.bench.serving`.
 
 Each opponent has an environment of its own, two workers, and one row a request on connections that are kept alive.
 Rounds are interleaved, each with fresh connections; the table holds medians, and the ratios are what counts, as
@@ -31,7 +31,7 @@ from labstack.store import datasets
 from labstack.store.database import connect, migrate
 from labstack.training import config
 from labstack.training.train import train
-from tests.bench.common import processor, put_into_docs, tell
+from tests.bench.common import processor, put_into_docs, report_step
 from tests.conftest import IRIS_ROW, ask, free_port, run_api, run_mlflow, wait_until
 
 OPPONENTS = Path(__file__).parent / "opponents"
@@ -49,7 +49,7 @@ ENVIRONMENTS = {
 
 @dataclass
 class Service:
-    """Something that is measured: by its URL for each model, under which process, with which body."""
+    """A server under test: its URL and process for each model, and the body of a request."""
 
     name: str
     urls: dict[str, str]
@@ -72,12 +72,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each round")
     parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        tell(step="environments")
+        report_step(step="environments")
         pythons = {opponent: environment(opponent) for opponent in ENVIRONMENTS}
-        tell(step="models")
+        report_step(step="models")
         url = stack.enter_context(run_mlflow(folder, free_port())).url
         prepare(url, folder)
         api, start_seconds = stack.enter_context(started_api(url, folder))
@@ -88,12 +88,12 @@ def main() -> None:
             mlflow_serve(stack, folder, pythons["mlflow"], url),
             fastapi(stack, folder, pythons["fastapi"]),
         ]
-        results = measure(services, folder, asked.rounds, asked.seconds)
+        results = measure(services, folder, arguments.rounds, arguments.seconds)
         memory = memory_mb(api.pids["iris"])
         ratio = {model: batch_ratio(api, model, url, folder) for model in MODELS}
     text = report(services, results, start_seconds, memory, ratio)
     print(text)  # noqa: T201
-    if asked.write:
+    if arguments.write:
         put_into_docs("serving benchmark", text)
 
 
@@ -132,7 +132,7 @@ def prepare(url: str, folder: Path) -> None:
 
 @contextmanager
 def started_api(url: str, folder: Path) -> Iterator[tuple[Service, float]]:
-    """The API as it is, all recording on, and the seconds from its start to its first prediction."""
+    """The API with all recording on, and the seconds from its start to its first prediction."""
     began = time.monotonic()
     with run_api(folder, until="/health", mlflow_tracking_uri=url) as process:
         wait_until(lambda: ask(f"{process.url}/predict", IRIS_ROW).status == 200, 30, "the first prediction")
@@ -173,8 +173,8 @@ def fastapi(stack: ExitStack, folder: Path, python: Path) -> Service:
 
 def run(stack: ExitStack, folder: Path, command: list[Any], port: int, **variables: str) -> int:
     """Start a service and wait for its port; its process id."""
-    one = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # as Labstack has it
-    environ = os.environ | one | {"PYTHONPATH": str(OPPONENTS)} | variables
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # as Labstack has it
+    environ = os.environ | threads | {"PYTHONPATH": str(OPPONENTS)} | variables
     with (folder / f"{port}.log").open("w") as log:
         process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environ, stdout=log, stderr=log)
     stack.callback(process.wait, 30)
@@ -201,10 +201,12 @@ def measure(
         for connections in CONNECTIONS:
             for model in MODELS:
                 for service in services:
-                    found = wrk(service, model, folder, connections, seconds)
+                    round_ = wrk(service, model, folder, connections, seconds)
                     if number:
-                        results.setdefault((service.name, model, connections), []).append(found)
-                    tell(round=number, connections=connections, model=model, service=service.name, **vars(found))
+                        results.setdefault((service.name, model, connections), []).append(round_)
+                    report_step(
+                        round=number, connections=connections, model=model, service=service.name, **vars(round_)
+                    )
     return results
 
 
@@ -216,20 +218,20 @@ def wrk(service: Service, model: str, folder: Path, connections: int, seconds: i
     )
     before = cpu_seconds(service.pids[model])
     options = ["-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", str(script)]
-    said = subprocess.run(["wrk", *options, service.urls[model]], capture_output=True, text=True, check=True).stdout
-    assert "Non-2xx" not in said, said
+    output = subprocess.run(["wrk", *options, service.urls[model]], capture_output=True, text=True, check=True).stdout
+    assert "Non-2xx" not in output, output
     used = cpu_seconds(service.pids[model]) - before
 
-    def found(pattern: str) -> str:
-        match = re.search(pattern, said)
-        assert match, said
+    def figure(pattern: str) -> str:
+        match = re.search(pattern, output)
+        assert match, output
         return match[1]
 
     return Measured(
-        float(found(r"Requests/sec:\s+([\d.]+)")),
-        milliseconds(found(r"\n\s+50%\s+(\S+)")),
-        milliseconds(found(r"\n\s+99%\s+(\S+)")),
-        used / int(found(r"(\d+) requests in")) * 1e6,
+        float(figure(r"Requests/sec:\s+([\d.]+)")),
+        milliseconds(figure(r"\n\s+50%\s+(\S+)")),
+        milliseconds(figure(r"\n\s+99%\s+(\S+)")),
+        used / int(figure(r"(\d+) requests in")) * 1e6,
     )
 
 
@@ -242,14 +244,14 @@ def cpu_seconds(pid: int) -> float:
     """Of a process and all beneath it."""
     root = psutil.Process(pid)
     times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+    return sum(each.user + each.system for each in times)
 
 
 def memory_mb(pid: int) -> tuple[float, float]:
     """Of a process and all beneath it: together, with shared pages counted once, and each counting its own."""
     root = psutil.Process(pid)
     full = [process.memory_full_info() for process in (root, *root.children(recursive=True))]
-    return sum(one.pss for one in full) / 1e6, sum(one.rss for one in full) / 1e6
+    return sum(memory.pss for memory in full) / 1e6, sum(memory.rss for memory in full) / 1e6
 
 
 IN_PROCESS = """
@@ -292,10 +294,10 @@ def report(
     memory: tuple[float, float],
     batches: dict[str, tuple[float, float]],
 ) -> str:
-    """The table and what else was measured, as Markdown."""
+    """The table and the other figures as Markdown."""
 
-    def median(service: Service, model: str, connections: int, what: str) -> float:
-        return float(statistics.median(getattr(one, what) for one in results[service.name, model, connections]))
+    def median(service: Service, model: str, connections: int, figure: str) -> float:
+        return float(statistics.median(getattr(round_, figure) for round_ in results[service.name, model, connections]))
 
     lines = [
         f"Measured on {os.cpu_count()} cores of {processor()} that the load generator shares, with Python "
@@ -313,8 +315,8 @@ def report(
             cells.append(shown if service is services[0] else f"{shown} (Labstack {times})")
         cpu = " / ".join(f"{median(service, 'iris', number, 'cpu_us'):.0f}" for number in CONNECTIONS)
         lines.append(f"| {service.name} | {' | '.join(cells)} | {cpu} |")
-    p50, p99 = (median(services[0], "iris", 64, what) for what in ("p50_ms", "p99_ms"))
-    floor50, floor99 = (median(services[1], "iris", 64, what) for what in ("p50_ms", "p99_ms"))
+    p50, p99 = (median(services[0], "iris", 64, name) for name in ("p50_ms", "p99_ms"))
+    floor50, floor99 = (median(services[1], "iris", 64, name) for name in ("p50_ms", "p99_ms"))
     batch = ", ".join(
         f"{MODELS[model]} {there:.1f} ms against {within:.1f} ms ({there / within:.1f}x)"
         for model, (there, within) in batches.items()

@@ -77,21 +77,21 @@ def test_its_probability_is_scipys_for_large_samples() -> None:
 def test_chi_square_is_scipys_where_no_bin_is_rare(pair: tuple[Ints, Ints]) -> None:
     first, second = (side + 400 for side in pair)
     theirs = stats.chi2_contingency([first, second], correction=False)
-    found = chi_square(first, second)
-    assert found.statistic == pytest.approx(theirs.statistic, abs=1e-9)
-    assert found.degrees == theirs.dof
-    assert found.p == pytest.approx(theirs.pvalue)
+    result = chi_square(first, second)
+    assert result.statistic == pytest.approx(theirs.statistic, abs=1e-9)
+    assert result.degrees == theirs.dof
+    assert result.p == pytest.approx(theirs.pvalue)
 
 
 def test_chi_square_takes_rare_bins_together() -> None:
-    found = chi_square(counts(100, 100, 4, 0, 3), counts(100, 100, 0, 3, 4))
+    result = chi_square(counts(100, 100, 4, 0, 3), counts(100, 100, 0, 3, 4))
     theirs = stats.chi2_contingency([[100, 100, 7], [100, 100, 7]], correction=False)
-    assert found.degrees == 2
-    assert found.statistic == pytest.approx(theirs.statistic)
-    found = chi_square(counts(100, 90, 2, 0, 2), counts(100, 60, 0, 3, 1))
+    assert result.degrees == 2
+    assert result.statistic == pytest.approx(theirs.statistic)
+    result = chi_square(counts(100, 90, 2, 0, 2), counts(100, 60, 0, 3, 1))
     theirs = stats.chi2_contingency([[100, 94], [100, 64]], correction=False)
-    assert found.degrees == 1
-    assert found.statistic == pytest.approx(theirs.statistic)
+    assert result.degrees == 1
+    assert result.statistic == pytest.approx(theirs.statistic)
     assert chi_square(counts(10_000, 0), counts(199, 1)).p == 1
     assert chi_square(counts(0, 0), counts(1, 2)).p == 1
     assert chi_square(counts(5, 0), counts(7, 0)).p == 1

@@ -1,4 +1,4 @@
-"""Datasets: loaded once, typed, and refused with the place of the fault."""
+"""Datasets: loaded once, typed, and refused with the position of the error."""
 
 import csv
 import io
@@ -157,7 +157,7 @@ CELLS = st.one_of(
 @given(st.data())
 @settings(suppress_health_check=list(HealthCheck), deadline=None)
 def test_what_is_exported_is_loaded_as_it_was(engine: Engine, tmp_path: Path, drawn: st.DataObject) -> None:
-    """Rows, names and types, whatever they hold; and pandas sees the same names and as many rows."""
+    """Any rows, names and types are read back; pandas reads the same names and number of rows."""
     names = drawn.draw(st.lists(NAMES.map(str.strip).filter(bool), min_size=1, max_size=4, unique=True))
     rows = drawn.draw(st.lists(st.tuples(*[CELLS] * len(names)), min_size=1, max_size=6))
     token = uuid.uuid4().hex
@@ -243,11 +243,18 @@ def test_all_faults_of_rows_are_named_and_none_is_appended(engine: Engine, tmp_p
         {"a": 1, "b": "y"},
         {"a": "1", "b": 2},
         {"a": True},
-        {"a": float("nan"), "b": None, "z": 1},
+        {"a": float("nan"), "b": None, **dict.fromkeys("zyxwv", 1)},
     ]
     with pytest.raises(datasets.RowsError) as raised:
         datasets.append(engine, "table", records)
-    assert [place for place, _ in raised.value.faults] == ["[1].a", "[1].b", "[2].a", "[2].b", "[3].a", "[3].z"]
+    assert [field for field, _ in raised.value.faults] == [
+        "[1].a",
+        "[1].b",
+        "[2].a",
+        "[2].b",
+        "[3].a",
+        *(f"[3].{name}" for name in "zyxwv"),
+    ]
     assert len(datasets.read(engine, "table")) == 1
 
 

@@ -15,8 +15,11 @@ from labstack.store.predictions import Feedback, FeedbackError, Outcome, Predict
 
 def row(request_id: str, *outputs: Any, at: float = 0.0, model: str = "m", version: int = 1) -> Row:
     """A prediction of classes with their confidence, or of numbers."""
-    said = [{"class": one[0], "confidence": one[1]} if isinstance(one, tuple) else {"value": one} for one in outputs]
-    return Row(at or time.time(), request_id, model, version, "production", 0.5, None, json.dumps(said))
+    shown = [
+        {"class": output[0], "confidence": output[1]} if isinstance(output, tuple) else {"value": output}
+        for output in outputs
+    ]
+    return Row(at or time.time(), request_id, model, version, "production", 0.5, None, json.dumps(shown))
 
 
 def keep(engine: Engine, *rows: Row) -> None:
@@ -31,14 +34,14 @@ def kept(engine: Engine) -> list[str]:
 
 def test_outcomes_join_their_predictions(engine: Engine) -> None:
     keep(engine, row("a", ("x", 0.9)), row("b", ("x", 0.8)), row("c", ("y", 0.6), ("x", 0.55)))
-    fed = predictions.feed_back(engine, {"a": ["x"], "b": ["y"], "c": ["y", None], "nobody": ["x"]})
-    assert fed == Feedback(recorded=3, unknown=["nobody"])
+    feedback = predictions.feed_back(engine, {"a": ["x"], "b": ["y"], "c": ["y", None], "nobody": ["x"]})
+    assert feedback == Feedback(recorded=3, unknown=["nobody"])
     live = predictions.live(engine, "m", 1)
     assert (live.count, live.correct, live.absolute) == (3, 2, None)
     summary = live.summary
     assert summary["accuracy"] == pytest.approx(2 / 3)
     assert summary["calibration_error"] == pytest.approx((0.1 + 0.8 + 0.4) / 3)
-    assert [one["outcomes"] for one in summary["calibration"]] == [1, 1, 1]
+    assert [tenth["outcomes"] for tenth in summary["calibration"]] == [1, 1, 1]
     assert predictions.live(engine, "m", 2).summary == {"outcomes": 0}
     assert predictions.live(engine, "m", 1, since=time.time() + 1).count == 0
 
@@ -53,15 +56,17 @@ def test_feeding_back_again_changes_nothing_and_another_outcome_takes_its_place(
 
 def test_the_same_fed_back_at_once_counts_once(engine: Engine) -> None:
     keep(engine, *(row(f"r{number}", ("x", 0.9)) for number in range(100)))
-    found: list[Feedback] = []
+    results: list[Feedback] = []
     outcomes = {f"r{number}": ["x"] for number in range(100)}
-    threads = [threading.Thread(target=lambda: found.append(predictions.feed_back(engine, outcomes))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: results.append(predictions.feed_back(engine, outcomes))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(fed.recorded for fed in found) == 100
-    assert sum(fed.known for fed in found) == 700
+    assert sum(result.recorded for result in results) == 100
+    assert sum(result.known for result in results) == 700
     assert predictions.live(engine, "m", 1).count == 100
 
 
@@ -139,7 +144,7 @@ def test_many_old_predictions_go_in_parts(engine: Engine, monkeypatch: pytest.Mo
 
 def test_the_newest_are_shown_first(engine: Engine) -> None:
     keep(engine, *(row(f"r{n}", 1.0) for n in range(5)), row("other", 1.0, model="n"))
-    assert [one.request_id for one in predictions.recent(engine, "m", 3)] == ["r4", "r3", "r2"]
+    assert [prediction.request_id for prediction in predictions.recent(engine, "m", 3)] == ["r4", "r3", "r2"]
 
 
 def test_many_writers_at_once_keep_everything(engine: Engine) -> None:

@@ -16,22 +16,22 @@ def window(writer: str, started: float, counts: str, **others: object) -> Window
     return Window(writer=writer, started=started, counts=counts, **fields)
 
 
-def put(engine: Engine, *found: Window) -> None:
+def put(engine: Engine, *changed: Window) -> None:
     with writing(engine) as session:
-        windows.put(session, found)
+        windows.put(session, changed)
 
 
 def shown(engine: Engine) -> list[tuple[str, float, str, str]]:
-    found = windows.since(engine, "m", 0)
-    return sorted((one.writer, one.started, one.trial, one.counts) for one in found)
+    stored = windows.since(engine, "m", 0)
+    return sorted((window_.writer, window_.started, window_.trial, window_.counts) for window_ in stored)
 
 
 def test_a_writer_writes_its_own_again_and_leaves_the_others(engine: Engine) -> None:
     put(engine, window("a", 10, "1"), window("b", 10, "2"))
     put(engine, window("a", 10, "3"), window("a", 20, "4", trial="t"), window("a", 20, "5", model="n"))
     assert shown(engine) == [("a", 10, "", "3"), ("a", 20, "t", "4"), ("b", 10, "", "2")]
-    assert [one.counts for one in windows.since(engine, "m", 11)] == ["4"]
-    assert [one.counts for one in windows.of_trial(engine, "m", "t")] == ["4"]
+    assert [window_.counts for window_ in windows.since(engine, "m", 11)] == ["4"]
+    assert [window_.counts for window_ in windows.of_trial(engine, "m", "t")] == ["4"]
 
 
 def test_old_windows_are_merged_and_nothing_is_counted_twice_or_lost(engine: Engine) -> None:
@@ -51,7 +51,7 @@ def test_old_windows_are_merged_and_nothing_is_counted_twice_or_lost(engine: Eng
     assert shown(engine)[1] == ("", 100, "", "64"), "of a version whose number was used again"
     with writing(engine) as session:
         windows.remove(session, before=200)
-    assert [one.counts for one in windows.since(engine, "m", 0)] == ["8", "32"]
+    assert [window_.counts for window_ in windows.since(engine, "m", 0)] == ["8", "32"]
 
 
 def test_one_of_many_gets_a_lease_and_keeps_it(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Canaries that are judged and moved by themselves: two APIs of four workers on one registry, and real versions.
+"""Canaries that the controller judges and moves: two APIs of four workers on one registry, and real versions.
 
 Version 1 is production; each other version is good or bad in one way.
 """
@@ -64,8 +64,8 @@ def trial(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]
         "canary_failure_budget": 5,
         "canary_agreement": 0.7,
     }
-    one, other = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("other")
-    with run_api(one, **settings) as first, run_api(other, **settings) as second:
+    folders = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    with run_api(folders[0], **settings) as first, run_api(folders[1], **settings) as second:
         yield Trial(model, made, (first, second))
 
 
@@ -94,7 +94,7 @@ def flower(rng: random.Random, rows: list[dict[str, Any]]) -> tuple[dict[str, fl
 
 
 class Answered(NamedTuple):
-    """What a caller got."""
+    """The answer to a caller."""
 
     status: int
     request_id: str
@@ -134,9 +134,9 @@ def callers(lab: Lab, trial: Trial) -> Iterator[list[Answered]]:
 
 
 def moved(lab: Lab, trial: Trial, since: int) -> list[audit.Entry]:
-    """What the controller did, oldest first."""
-    found = [entry for entry in audit.role_moves(lab.engine, trial.model) if entry.id > since]
-    return [entry for entry in reversed(found) if entry.actor.startswith("controller")]
+    """The moves of the controller, oldest first."""
+    entries = [entry for entry in audit.role_moves(lab.engine, trial.model) if entry.id > since]
+    return [entry for entry in reversed(entries) if entry.actor.startswith("controller")]
 
 
 def newest(lab: Lab) -> int:
@@ -176,12 +176,12 @@ def test_a_bad_canary_is_taken_out_and_no_caller_fails(lab: Lab, trial: Trial, n
     assert entries[0].evidence is not None
     assert entries[0].evidence["outcome"] == "roll back"
     assert read_roles(lab.registry, trial.model).production == 1
-    assert {one.status for one in seen} == {200}
-    assert trial.versions[name] in {one.version for one in seen}
+    assert {answer.status for answer in seen} == {200}
+    assert trial.versions[name] in {answer.version for answer in seen}
 
 
 def test_a_good_canary_goes_step_by_step_to_production(lab: Lab, trial: Trial) -> None:
-    """Each step is made once, though eight workers of two APIs look at it."""
+    """Each step is made once, although eight workers of two APIs judge it."""
     before = try_canary(lab, trial, "good")
     with callers(lab, trial) as seen:
         wait_until(ended(lab, trial), 90, "the canary is accepted")
@@ -197,7 +197,7 @@ def test_a_good_canary_goes_step_by_step_to_production(lab: Lab, trial: Trial) -
     assert all(entry.reason.startswith("advance: not worse") for entry in entries)
     assert entries[0].evidence is not None
     assert entries[0].evidence["next_weight"] == 0.6
-    assert {one.status for one in seen} == {200}
+    assert {answer.status for answer in seen} == {200}
 
 
 def test_a_shadow_that_holds_answers_callers_next(lab: Lab, trial: Trial) -> None:
@@ -209,7 +209,7 @@ def test_a_shadow_that_holds_answers_callers_next(lab: Lab, trial: Trial) -> Non
             return rollout is None or rollout.mode == "split"
 
         wait_until(stepped, 60, "the canary answers a share")
-        answered = [one.version for one in seen]
+        answered = [answer.version for answer in seen]
         wait_until(ended(lab, trial), 90, "the canary is accepted")
     first = moved(lab, trial, before)[0]
     assert first.role == "canary"
@@ -226,10 +226,10 @@ def test_a_tie_stays_where_it_is(lab: Lab, trial: Trial) -> None:
         number = trial.versions["good"]
 
         def answered(version: int) -> int:
-            return sum(one.version == version for one in seen)
+            return sum(answer.version == version for answer in seen)
 
         wait_until(lambda: answered(number) >= MINIMUM // 2 + 5, 30, "some are answered by the canary")
-    outcomes = [{"request_id": one.request_id, "outcome": one.truth} for one in seen]
+    outcomes = [{"request_id": answer.request_id, "outcome": answer.truth} for answer in seen]
 
     def feed() -> bool:
         fed = ask(f"{api.url}/feedback", outcomes).json
@@ -242,8 +242,8 @@ def test_a_tie_stays_where_it_is(lab: Lab, trial: Trial) -> None:
         time.sleep(0.5)  # several turns of the controller, that do nothing
         verdict = ask(f"{api.url}/canary-status").json["verdict"]
         assert verdict["outcome"] == "inconclusive", verdict
-    found = {check["name"]: check["found"] for check in verdict["checks"]}
-    assert found["outcomes"] == "unsure"
+    findings = {check["name"]: check["found"] for check in verdict["checks"]}
+    assert findings["outcomes"] == "unsure"
     assert moved(lab, trial, before) == []
     assert read_roles(lab.registry, trial.model).canary == trial.versions["good"]
     moves.stop_canary(lab.registry, lab.engine, trial.model, reason="end of the test")

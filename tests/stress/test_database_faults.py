@@ -1,4 +1,4 @@
-"""What a database's faults do to the prediction log: it says so, goes on, and loses nothing that it counts as kept."""
+"""Errors of the database under the prediction log: it reports them, continues, and loses nothing counted as kept."""
 
 import resource
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from tests.api.recording.test_prediction_log import (
     kept,
     load,
     locked,
+    logged,
     predict,
     reachable,
-    told,
     workers_of,
 )
 from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api, wait_until
@@ -33,7 +33,7 @@ def test_predictions_go_on_while_the_database_stalls_and_what_was_lost_is_told(
             with ThreadPoolExecutor(4) as pool:
                 parts = [pool.submit(predict, api, 4000, f"c{number}") for number in range(4)]
                 answered = sum(len(part.result()) for part in parts)
-            assert answered == 16_000, "nobody waits"
+            assert answered == 16_000, "no request waits"
             wait_until(lambda: api.lines("predictions not kept"), 15, "the stall is logged")
             wait_until(lambda: counted(api, "labstack_dropped_total") > 0, 10, "what is lost is counted")
             assert 'labstack_database_reachable{database="lab"} 0.0' in ask(f"{api.url}/metrics").text
@@ -41,8 +41,8 @@ def test_predictions_go_on_while_the_database_stalls_and_what_was_lost_is_told(
         wait_until(lambda: api.lines("predictions kept again"), 20, "it recovers")
         wait_until(lambda: counted(api, "labstack_waiting") == 0, 20, "what waited is written")
         dropped = int(counted(api, "labstack_dropped_total"))
-        found = kept(tmp_path)
-    assert len(found) == len(set(found)) == 5 + answered - dropped
+        names = kept(tmp_path)
+    assert len(names) == len(set(names)) == 5 + answered - dropped
     assert 0 < dropped < answered
     assert api.lines("predictions kept again")[0]["dropped"] <= dropped
 
@@ -56,17 +56,17 @@ def test_a_database_that_is_moved_away_and_back_holds_what_was_counted_as_kept(
         with load(api, 4) as seen:
             wait_until(lambda: len(kept(tmp_path)) > 100, 20, "predictions are kept")
             file.rename(away)
-            wait_until(lambda: not reachable(api), 10, "the loss is told")
-            wait_until(lambda: told(api, r"lab\.db (is gone|was moved)"), 10, "and how it came")
-            assert not file.exists(), "no empty one takes its place"
+            wait_until(lambda: not reachable(api), 10, "the loss is reported")
+            wait_until(lambda: logged(api, r"lab\.db (is gone|was moved)"), 10, "and its cause")
+            assert not file.exists(), "no empty file replaces it"
             away.rename(file)
             wait_until(lambda: reachable(api), 20, "it recovers")
         numbers = wait_until(lambda: accounted(api, len(seen)), 20, "each is kept or dropped")
         assert api.stop() == 0
-    found = kept(tmp_path)
+    names = kept(tmp_path)
     if mode == "durable":
-        assert sorted(found) == sorted(name for name, status in seen if status == 200)
-    assert len(found) == len(set(found)) == numbers[0]
+        assert sorted(names) == sorted(name for name, status in seen if status == 200)
+    assert len(names) == len(set(names)) == numbers[0]
 
 
 def test_another_database_at_its_place_is_written_to(lab: Lab, tmp_path: Path) -> None:
@@ -118,6 +118,6 @@ def test_a_fault_of_the_database_is_told_without_any_request(lab: Lab, tmp_path:
                 wait_until(lambda: not reachable(api), 10, text)
                 assert ask(f"{api.url}/health").status == 200
                 assert ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": f"refused {number}"}).status == 503
-            wait_until(lambda: told(api, text), 10, f"{text} is logged")  # noqa: B023
+            wait_until(lambda: logged(api, text), 10, f"{text} is logged")  # noqa: B023
         wait_until(lambda: reachable(api), 10, "all is well")
     assert kept(tmp_path) == []

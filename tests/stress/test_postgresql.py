@@ -1,4 +1,4 @@
-"""The lab's database on a real PostgreSQL server: what is true of it on SQLite, and the API on it."""
+"""The lab's database on a real PostgreSQL server: the tests of SQLite's, and the API on it."""
 
 import os
 import shutil
@@ -34,9 +34,9 @@ SERVERS = Path("/usr/lib/postgresql")  # where Debian puts them
 
 
 def program(name: str) -> str:
-    found = shutil.which(name) or next((str(path) for path in sorted(SERVERS.glob(f"*/bin/{name}"))[-1:]), None)
-    assert found, f"{name} is needed: apt-get install postgresql"
-    return found
+    path = shutil.which(name) or next((str(path) for path in sorted(SERVERS.glob(f"*/bin/{name}"))[-1:]), None)
+    assert path, f"{name} is needed: apt-get install postgresql"
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -180,31 +180,34 @@ def test_a_server_that_is_paused_holds_up_nobody_and_no_row_is_lost_or_in_doubt(
                 with paused(engine), ThreadPoolExecutor(1) as pool:
                     answer = pool.submit(ask, f"{api.url}/metrics")
                     wait_until(answer.done, 5, "/metrics answers")
-                    wait_until(lambda: not reachable(api), 10, "the fault is told")
+                    wait_until(lambda: not reachable(api), 10, "the error is reported")
                     assert ask(f"{api.url}/health").status == 200
         numbers = wait_until(lambda: accounted(api, len(seen)), 30, "each is kept or dropped")
         wait_until(lambda: reachable(api), 30, "it recovers")
         assert api.stop() == 0
     with reading(engine) as session:
-        found = list(session.scalars(select(Prediction.request_id)))
-    assert len(found) == len(set(found)) == numbers[0]
+        names = list(session.scalars(select(Prediction.request_id)))
+    assert len(names) == len(set(names)) == numbers[0]
     assert {status for _, status in seen} == {200} if mode == "batched" else {200, 503}
     if mode == "durable":
-        assert sorted(found) == sorted(name for name, status in seen if status == 200)
+        assert sorted(names) == sorted(name for name, status in seen if status == 200)
 
 
 def test_two_apis_keep_predictions_and_tell_of_drift(url: str, engine: Engine, lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     shared: dict[str, Any] = {"mlflow_tracking_uri": lab.tracking_uri, "lab_database_url": url, "api_workers": 2}
-    with run_api(tmp_path, **shared) as one, run_api(tmp_path / "other", **shared, prediction_log="durable") as other:
+    with (
+        run_api(tmp_path, **shared) as first,
+        run_api(tmp_path / "other", **shared, prediction_log="durable") as second,
+    ):
         for number in range(200):
-            api = (one, other)[number % 2]
+            api = (first, second)[number % 2]
             headers = {"X-Request-Id": f"r{number}"}
             assert ask(f"{api.url}/predict", IRIS_ROW, headers=headers).status == 200
         wait_until(lambda: len(predictions.recent(engine, "iris", 1000)) == 200, 10, "all are kept")
-        wait_until(lambda: ask(f"{one.url}/drift").json["versions"][0]["rows"] == 200, 10, "all are counted")
+        wait_until(lambda: ask(f"{first.url}/drift").json["versions"][0]["rows"] == 200, 10, "all are counted")
         outcome = {"request_id": "r7", "outcome": "setosa"}
-        assert ask(f"{other.url}/feedback", outcome).json["recorded"] == 1
-        assert ask(f"{one.url}/drift").json["versions"][0]["live"]["accuracy"] == 1
-        assert ask(f"{one.url}/admin/reload", b"", "POST").status == 200
-        assert ask(f"{other.url}/audit").json["entries"][0]["action"] == "reload"
+        assert ask(f"{second.url}/feedback", outcome).json["recorded"] == 1
+        assert ask(f"{first.url}/drift").json["versions"][0]["live"]["accuracy"] == 1
+        assert ask(f"{first.url}/admin/reload", b"", "POST").status == 200
+        assert ask(f"{second.url}/audit").json["entries"][0]["action"] == "reload"

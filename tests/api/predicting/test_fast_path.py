@@ -1,4 +1,4 @@
-"""The hot lane and Flask's answer alike, whatever they are sent."""
+"""The fast path and Flask give the same answers to every request."""
 
 import json
 from typing import Any
@@ -16,26 +16,26 @@ SAME = {"X-Request-Id": "same"}
 
 
 def both(app: Flask, path: str, **request: Any) -> tuple[TestResponse, TestResponse]:
-    """The answers of the hot lane, with Flask behind it, and of Flask alone."""
-    lane = app.wsgi_app
-    assert isinstance(lane, FastPath)
+    """The answers of the fast path, with Flask behind it, and of Flask alone."""
+    fast_path = app.wsgi_app
+    assert isinstance(fast_path, FastPath)
     request["headers"] = SAME | request.get("headers", {})
-    return Client(lane).post(path, **request), Client(lane._flask).post(path, **request)
+    return Client(fast_path).post(path, **request), Client(fast_path._flask).post(path, **request)
 
 
 def assert_alike(app: Flask, path: str, **request: Any) -> TestResponse:
-    hot, flask = both(app, path, **request)
-    assert (hot.status_code, hot.data) == (flask.status_code, flask.data)
-    assert dict(hot.headers) == dict(flask.headers)
-    return hot
+    fast, flask = both(app, path, **request)
+    assert (fast.status_code, fast.data) == (flask.status_code, flask.data)
+    assert dict(fast.headers) == dict(flask.headers)
+    return fast
 
 
 @pytest.fixture
 def flask_unused(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Flask:
-    """The application, whose Flask lane fails the test."""
+    """The application, whose Flask part fails the test."""
 
     def fail(*_: object) -> None:
-        pytest.fail("Flask was asked")
+        pytest.fail("the request reached Flask")
 
     monkeypatch.setattr(app.wsgi_app, "_flask", fail)
     return app
@@ -100,10 +100,10 @@ def test_every_body_is_answered_alike(app: Flask, path: str, body: Any) -> None:
     ],
 )
 def test_every_other_request_is_answered_alike(app: Flask, path: str, request_: dict[str, Any]) -> None:
-    hot, flask = both(app, path, **request_)
-    assert (hot.status_code, set(hot.headers.keys())) == (flask.status_code, set(flask.headers.keys()))
+    fast, flask = both(app, path, **request_)
+    assert (fast.status_code, set(fast.headers.keys())) == (flask.status_code, set(flask.headers.keys()))
     if request_.get("headers", {}).get("X-Request-Id") is None:
-        assert hot.data == flask.data
+        assert fast.data == flask.data
 
 
 values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -122,8 +122,8 @@ def test_both_are_recorded_alike(app: Flask, monkeypatch: pytest.MonkeyPatch) ->
     records: list[Any] = []
     monkeypatch.setattr(app.extensions["labstack"].recorder, "put", records.append)
     both(app, "/models/iris/predict", json=IRIS_ROW)
-    hot, flask = records
-    assert (hot.endpoint, hot.path, hot.request_id) == (flask.endpoint, flask.path, flask.request_id)
-    assert (hot.endpoint, hot.path) == ("/models/<model>/predict", "/models/iris/predict")
-    assert hot.role is flask.role
-    assert 0 < hot.latency_ms < 1000
+    fast, flask = records
+    assert (fast.endpoint, fast.path, fast.request_id) == (flask.endpoint, flask.path, flask.request_id)
+    assert (fast.endpoint, fast.path) == ("/models/<model>/predict", "/models/iris/predict")
+    assert fast.role is flask.role
+    assert 0 < fast.latency_ms < 1000

@@ -1,4 +1,4 @@
-"""The prediction log as it runs: several workers that write, die, stop, and a database that stalls."""
+"""The prediction log of a running API: workers that write, are killed and stop, and a database that stalls."""
 
 import http.client
 import json
@@ -25,11 +25,11 @@ from tests.conftest import IRIS_ROW, Lab, Process, ask, run_api, wait_until
 
 
 def predict(api: Process, number: int, name: str = "r", first: int = 0) -> list[tuple[str, float]]:
-    """Ask one by one on one connection until it fails; the ids that were answered, and when."""
+    """Send requests on one connection until one fails; the ids of those answered, and the times."""
     answered = []
     connection = http.client.HTTPConnection("localhost", int(api.url.rpartition(":")[2]), timeout=30)
-    for place in range(first, first + number):
-        headers = {"Content-Type": "application/json", "X-Request-Id": f"{name}-{place}"}
+    for index in range(first, first + number):
+        headers = {"Content-Type": "application/json", "X-Request-Id": f"{name}-{index}"}
         try:
             connection.request("POST", "/predict", json.dumps(IRIS_ROW), headers)
             answer = connection.getresponse()
@@ -38,7 +38,7 @@ def predict(api: Process, number: int, name: str = "r", first: int = 0) -> list[
             break
         if answer.status != 200:
             break
-        answered.append((f"{name}-{place}", time.time()))
+        answered.append((f"{name}-{index}", time.time()))
     connection.close()
     return answered
 
@@ -57,7 +57,7 @@ def counted(api: Process, metric: str, what: str = "predictions") -> float:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Somebody who holds the write lock of the database."""
+    """Hold the write lock of the database."""
     holder = sqlite3.connect(folder / "lab.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     try:
@@ -74,19 +74,19 @@ def test_four_workers_keep_all_that_they_answer(lab: Lab, tmp_path: Path, mode: 
         with ThreadPoolExecutor(8) as pool:
             parts = list(pool.map(lambda number: predict(api, 100, f"c{number}"), range(8)))
         assert api.stop() == 0
-    found = kept(tmp_path)
-    assert sorted(found) == sorted(name for part in parts for name, _ in part)
-    assert len(found) == 800
+    names = kept(tmp_path)
+    assert sorted(names) == sorted(name for part in parts for name, _ in part)
+    assert len(names) == 800
     with reading(connect(f"sqlite:///{tmp_path}/lab.db")) as session:
         counts = [json.loads(text) for text in session.scalars(select(Window.counts))]
         assert len(set(session.scalars(select(Window.writer)))) > 1
-        one = session.scalars(select(Prediction).limit(1)).one()
+        prediction = session.scalars(select(Prediction).limit(1)).one()
     assert sum(count["rows"] for count in counts) == sum(count["requests"] for count in counts) == 800
-    assert json.loads(one.inputs or "") == [IRIS_ROW]
-    assert json.loads(one.outputs)[0]["class"] == "setosa"
-    assert (one.model, one.version, one.role) == ("iris", 1, "production")
-    assert 0 < one.latency_ms < 1000
-    assert abs(one.at - time.time()) < 120
+    assert json.loads(prediction.inputs or "") == [IRIS_ROW]
+    assert json.loads(prediction.outputs)[0]["class"] == "setosa"
+    assert (prediction.model, prediction.version, prediction.role) == ("iris", 1, "production")
+    assert 0 < prediction.latency_ms < 1000
+    assert abs(prediction.at - time.time()) < 120
 
 
 def workers_of(api: Process) -> list[int]:
@@ -104,9 +104,9 @@ def test_a_killed_worker_loses_at_most_half_a_second_or_nothing(
             wait_until(lambda: len(kept(tmp_path)) > 500, 20, "predictions are kept")
             os.kill(pid, signal.SIGKILL)
             died = time.time()
-            answered = dict(one for part in parts for one in part.result())
-        found = set(kept(tmp_path))
-    lost = {name: died - at for name, at in answered.items() if name not in found}
+            answered = dict(answer for part in parts for answer in part.result())
+        names = set(kept(tmp_path))
+    lost = {name: died - at for name, at in answered.items() if name not in names}
     assert all(age <= lost_seconds for age in lost.values()), sorted(lost.values())[-3:]
 
 
@@ -124,24 +124,25 @@ def test_durable_gives_no_answer_that_it_could_not_keep(lab: Lab, tmp_path: Path
 
 
 def answered_by(api: Process, done: threading.Event, clients: int) -> list[tuple[str, int]]:
-    """Have clients ask without a pause until it is done; the request ids that were answered, and their status."""
+    """Have clients send requests without pause until `done` is set; the request ids, and the status of each answer."""
 
-    def one(name: int) -> list[tuple[str, int]]:
-        found: list[tuple[str, int]] = []
+    def send(name: int) -> list[tuple[str, int]]:
+        answers: list[tuple[str, int]] = []
         for number in count():
             if done.is_set():
-                return found
+                return answers
             request_id = f"c{name}-{number}"
-            found.append((request_id, ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": request_id}).status))
-        return found
+            answer = ask(f"{api.url}/predict", IRIS_ROW, headers={"X-Request-Id": request_id})
+            answers.append((request_id, answer.status))
+        return answers
 
     with ThreadPoolExecutor(clients) as pool:
-        return [answer for part in pool.map(one, range(clients)) for answer in part]
+        return [answer for part in pool.map(send, range(clients)) for answer in part]
 
 
 @contextmanager
 def load(api: Process, clients: int) -> Iterator[list[tuple[str, int]]]:
-    """Load on an API; the list holds what was answered when the context has ended."""
+    """Load on an API; after the context, the list holds all answers."""
     done = threading.Event()
     seen: list[tuple[str, int]] = []
     with ThreadPoolExecutor(1) as pool:
@@ -157,18 +158,18 @@ def reachable(api: Process) -> bool:
     return 'labstack_database_reachable{database="lab"} 1.0' in ask(f"{api.url}/metrics").text
 
 
-def accounted(api: Process, asked: int) -> tuple[float, float] | None:
-    """How many predictions were kept and how many dropped, if these are all."""
+def accounted(api: Process, requests: int) -> tuple[float, float] | None:
+    """The numbers of predictions kept and dropped, once their sum is that of the requests."""
     numbers = counted(api, "labstack_kept_total"), counted(api, "labstack_dropped_total")
-    return numbers if sum(numbers) == asked else None
+    return numbers if sum(numbers) == requests else None
 
 
-def told(api: Process, fault: str) -> bool:
+def logged(api: Process, fault: str) -> bool:
     return any(re.search(fault, line["error"]) for line in api.lines("predictions not kept"))
 
 
 def test_durable_keeps_what_it_answers_and_nothing_that_it_refused(lab: Lab, tmp_path: Path) -> None:
-    """The lock is held so long that requests are refused before their turn and in it, and freed as some are."""
+    """The lock is held so long that requests are refused in the queue and in a transaction while it is freed."""
     with run_api(tmp_path, mlflow_tracking_uri=lab.tracking_uri, prediction_log="durable", api_threads=8) as api:
         with load(api, 16) as seen:
             wait_until(lambda: len(kept(tmp_path)) > 100, 20, "predictions are kept")
@@ -208,8 +209,8 @@ def test_a_database_that_cannot_be_opened_stops_no_prediction(lab: Lab, tmp_path
         assert len(predict(api, 20)) == 20
         for path in ("/drift", "/audit"):
             assert ask(api.url + path).status == 503
-        wait_until(lambda: not reachable(api), 10, "the fault is told")
-        wait_until(lambda: told(api, "not a database"), 10, "and which it is")
+        wait_until(lambda: not reachable(api), 10, "the error is reported")
+        wait_until(lambda: logged(api, "not a database"), 10, "and its cause")
         status = ask(f"{api.url}/canary-status")
         assert (status.status, status.json["verdict"]) == (200, None)
         began = time.monotonic()
@@ -218,18 +219,21 @@ def test_a_database_that_cannot_be_opened_stops_no_prediction(lab: Lab, tmp_path
 
 
 def test_drift_is_that_of_all_workers_and_all_replicas(lab: Lab, tmp_path: Path) -> None:
-    """Each of two APIs with four workers tells the same, and within a second or two, however requests were spread."""
+    """Two APIs with four workers each report the same within two seconds, however requests were distributed."""
     shared: dict[str, Any] = {"mlflow_tracking_uri": lab.tracking_uri, "api_workers": 4}
     shared["lab_database_url"] = f"sqlite:///{tmp_path}/lab.db"
     (tmp_path / "other").mkdir()
-    with run_api(tmp_path, **shared) as one, run_api(tmp_path / "other", **shared) as other:
-        threads = [threading.Thread(target=predict, args=(api, 100, f"{n}")) for n, api in enumerate((one, other) * 4)]
+    with run_api(tmp_path, **shared) as first_api, run_api(tmp_path / "other", **shared) as second_api:
+        threads = [
+            threading.Thread(target=predict, args=(api, 100, f"{n}"))
+            for n, api in enumerate((first_api, second_api) * 4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        for api in (one, other):
+        for api in (first_api, second_api):
             wait_until(lambda: ask(f"{api.url}/drift").json["versions"][0]["rows"] == 800, 10, "all is counted")  # noqa: B023
-        first, second = (ask(f"{api.url}/drift").json["versions"][0] for api in (one, other))
+        first, second = (ask(f"{api.url}/drift").json["versions"][0] for api in (first_api, second_api))
         assert first == second
-        assert first["verdict"] == "drifted", "one row again and again is not what training saw"
+        assert first["verdict"] == "drifted", "the same row repeated is far from training"

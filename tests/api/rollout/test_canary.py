@@ -1,4 +1,4 @@
-"""A canary beside production: who answers whom, who predicts beside, and the moves of its role."""
+"""A canary: the requests that it answers, its predictions in shadow, and the moves of its role."""
 
 import json
 from dataclasses import replace
@@ -35,8 +35,8 @@ def answered(client: FlaskClient, key: str | None = None, row: dict[str, float] 
     headers = {} if key is None else {"X-Canary-Key": key}
     answer = client.post("/predict", json=row, headers=headers)
     assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json["model"]
-    return found
+    answered_by: dict[str, Any] = answer.json["model"]
+    return answered_by
 
 
 def test_a_canary_starts_is_accepted_and_rolled_back(client: FlaskClient, lab: Lab, model: str) -> None:
@@ -91,8 +91,8 @@ def test_a_canary_is_reweighted_and_rejected(client: FlaskClient, model: str) ->
 def test_what_cannot_be_a_canary_is_refused(client: FlaskClient, body: Any, status: int, field: str) -> None:
     answer = client.post("/update-model", json=body)
     assert (answer.status_code, answer.content_type) == (status, "application/problem+json")
-    said = json.loads(answer.data)
-    assert field in (said["detail"] if status != 422 else said["errors"][0]["field"])
+    problem = json.loads(answer.data)
+    assert field in (problem["detail"] if status != 422 else problem["errors"][0]["field"])
 
 
 def test_a_body_is_needed_and_must_be_json(client: FlaskClient) -> None:
@@ -114,7 +114,7 @@ def test_a_second_canary_is_refused(client: FlaskClient) -> None:
 
 
 def test_a_version_that_breaks_the_contract_is_no_canary(client: FlaskClient, lab: Lab, app: Flask, model: str) -> None:
-    """Neither by the API, nor where somebody sets its alias in MLflow's page."""
+    """Neither through the API nor by an alias that is set in MLflow's page."""
     name = f"{model}_trained"
     lab.train("iris", model=name)
     version = lab.train("iris", model=name)
@@ -200,14 +200,14 @@ def test_without_a_header_the_body_decides(app: Flask, client: FlaskClient, lab:
     assert {answered(client, key=f"k{number}")["role"] for number in range(40)} == {"production", "canary"}
 
 
-def test_a_shadow_predicts_beside_and_is_counted(app: Flask, client: FlaskClient, lab: Lab, model: str) -> None:
+def test_a_shadow_predicts_too_and_is_counted(app: Flask, client: FlaskClient, lab: Lab, model: str) -> None:
     assert client.post("/update-model", json={"version": 2, "weight": 1, "mode": "shadow"}).status_code == 200
     for _ in range(5):
         assert answered(client)["role"] == "production"
 
     def shadow() -> dict[str, int]:
-        found: dict[str, int] = client.get("/canary-status").json["canary"]["shadow"]
-        return found
+        counts: dict[str, int] = client.get("/canary-status").json["canary"]["shadow"]
+        return counts
 
     wait_until(lambda: shadow()["agreed"] == 5, 10, "all five agreed")
     assert shadow() == {"agreed": 5, "differed": 0, "failed": 0}
@@ -237,7 +237,7 @@ def test_a_shadow_with_its_columns_in_another_order_predicts_the_same_row(
     lab.client.delete_registered_model(name)
 
 
-def test_what_nobody_tried_is_not_accepted(app: Flask, client: FlaskClient, lab: Lab, model: str) -> None:
+def test_a_version_that_was_not_tried_is_not_accepted(app: Flask, client: FlaskClient, lab: Lab, model: str) -> None:
     assert client.post("/update-model", json={"version": 2}).status_code == 200
     lab.client.set_registered_model_alias(model, "canary", "3")
     answer = client.post("/accept-next-model")
@@ -257,7 +257,7 @@ def test_a_move_is_not_held_up_by_what_is_wrong_with_another_model(
         lab.client.delete_registered_model(name)
 
 
-def test_a_shadow_that_fails_or_differs_is_counted_and_harms_nobody(
+def test_a_shadow_that_fails_or_differs_is_counted_and_harms_no_caller(
     app: Flask, client: FlaskClient, lab: Lab, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert client.post("/update-model", json={"version": 2, "weight": 1, "mode": "shadow"}).status_code == 200
@@ -265,10 +265,10 @@ def test_a_shadow_that_fails_or_differs_is_counted_and_harms_nobody(
     outputs = iter([["virginica"], None])
 
     def predict(_: Any) -> Any:
-        found = next(outputs)
-        if found is None:
+        output = next(outputs)
+        if output is None:
             raise ValueError("broken")
-        return replace(type(canary.predictor).predict(canary.predictor, _), outputs=found)
+        return replace(type(canary.predictor).predict(canary.predictor, _), outputs=output)
 
     monkeypatch.setattr(canary.predictor, "predict", predict)
     for _ in range(2):
