@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from labstack.api.problems import Problem, faults_of
+from labstack.api.problems import Problem, field_errors
 
 MESSAGES = 3  # of a body's errors, in the detail of an answer; its `errors` has all of them
 
@@ -67,7 +67,7 @@ def validate(validator: Callable[[Any], T], value: Any, kind: str = "body") -> T
     try:
         return validator(value)
     except ValidationError as error:
-        faults = faults_of(error)
+        faults = field_errors(error)
         detail = "; ".join(f"{field}: {message}" for field, message in faults[:MESSAGES])
         raise Problem(422, kind, f"{detail}.", faults) from None
 

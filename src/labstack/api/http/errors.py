@@ -6,7 +6,7 @@ from flask import Flask, Response, current_app, g, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from labstack.api.predicting.prediction import PredictionFailedError
-from labstack.api.problems import Problem, document, listed
+from labstack.api.problems import Problem, problem_details, message_objects
 from labstack.errors import LabError
 from labstack.model.contract import ContractError
 from labstack.registry.client import NotThereError, RegistryError, RegistryFailedError
@@ -31,7 +31,7 @@ def _answer(problem: Problem) -> Response:
     if request.path.startswith("/v2"):
         body["error"] = problem.detail  # where clients of the Open Inference Protocol look
     if problem.errors:
-        body["errors"] = listed(problem.errors)
+        body["errors"] = message_objects(problem.errors)
     level = log.error if problem.status >= 500 else log.warning
     level(
         "request failed",

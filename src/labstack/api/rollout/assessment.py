@@ -22,7 +22,7 @@ from labstack.store import predictions, windows
 from labstack.store.windows import Window
 
 
-class Drifted(NamedTuple):
+class VersionDrift(NamedTuple):
     """The drift of a version in the drift window, by its counts in all its roles; `role` is its present one."""
 
     role: Role
@@ -98,7 +98,7 @@ def total(counts: Iterable[Counts]) -> Counts:
     return result
 
 
-def drifts(settings: Settings, lineup: Lineup, rows: Sequence[Window]) -> list[Drifted]:
+def drifts(settings: Settings, lineup: Lineup, rows: Sequence[Window]) -> list[VersionDrift]:
     """Return the drift of each version of a lineup, from rows of counts in any of its roles."""
     limits = thresholds(settings)
     drifted = []
@@ -106,7 +106,7 @@ def drifts(settings: Settings, lineup: Lineup, rows: Sequence[Window]) -> list[D
         served = role.served
         counts = _sum(served, (row for row in rows if row.version == served.version))
         features = drift.features(served.layout, counts, limits)
-        drifted.append(Drifted(role, counts, features, drift.predictions(served.layout, counts, limits)))
+        drifted.append(VersionDrift(role, counts, features, drift.predictions(served.layout, counts, limits)))
     return drifted
 
 
@@ -149,7 +149,7 @@ def _next_rollout(rollout: Rollout, steps: tuple[float, ...]) -> Rollout | None:
     return None if weight == 1 else Rollout(weight, "split")
 
 
-def shown_step(step: Step) -> dict[str, Any]:
+def describe_step(step: Step) -> dict[str, Any]:
     """Return a step as answers, audit and log show it."""
     return {
         "outcome": step.verdict.outcome,
@@ -159,7 +159,7 @@ def shown_step(step: Step) -> dict[str, Any]:
     }
 
 
-def shown_drift(drifted: Drifted) -> dict[str, Any]:
+def describe_drift(drifted: VersionDrift) -> dict[str, Any]:
     """Return a version's drift as answers show it."""
     return {
         "version": drifted.role.served.version,

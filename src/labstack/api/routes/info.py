@@ -129,7 +129,7 @@ def _verdict(lineup: Lineup) -> dict[str, Any] | None:
         step = assessment.step(service().engine, service().settings, lineup)
     except DatabaseError as error:
         return {"outcome": "inconclusive", "reason": str(error), "next_weight": None, "checks": []}
-    return step and assessment.shown_step(step)
+    return step and assessment.describe_step(step)
 
 
 def _shown(role: Role) -> dict[str, Any]:

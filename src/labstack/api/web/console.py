@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from labstack.api import health
 from labstack.api.recording.counter import PERIODS
 from labstack.api.rollout import assessment
-from labstack.api.rollout.assessment import Drifted
+from labstack.api.rollout.assessment import VersionDrift
 from labstack.api.service import Service
 from labstack.api.serving.lineup import Lineup
 from labstack.api.serving.refusal import refusal
@@ -150,7 +150,7 @@ def _served(service: Service, lineup: Lineup) -> dict[str, Any]:
     }
     if windows.error:
         return values | {"traffic": windows, "traffic_chart": None, "drift": windows, "drift_verdict": ""}
-    answered = assessment.answered(settings, lineup, windows.value, now)
+    answered = assessment.traffic(settings, lineup, windows.value, now)
     drifted = assessment.drifts(settings, lineup, windows.value)
     return values | {
         "traffic": _part(lambda: _traffic(service, model, answered)),
@@ -263,7 +263,7 @@ def _milliseconds(counts: Counts, share: float) -> float | None:
     return None if seconds is None else seconds * 1000
 
 
-def _drift_charts(drifted: Drifted) -> list[dict[str, Any]]:
+def _drift_charts(drifted: VersionDrift) -> list[dict[str, Any]]:
     """Return histograms of the predictions, then of the features, the most drifted first."""
     layout, counts = drifted.role.served.layout, drifted.counts
     features = [
