@@ -40,17 +40,17 @@ class Problem(Exception):  # noqa: N818  # the word of RFC 9457
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
-def faults_of(error: ValidationError) -> FieldMessages:
+def field_errors(error: ValidationError) -> FieldMessages:
     """Return the fields of a body that pydantic rejects, and why."""
     return [(".".join(map(str, fault["loc"])) or "body", fault["msg"]) for fault in error.errors()]
 
 
-def listed(messages: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+def message_objects(messages: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     """Return errors or warnings as every answer shows them."""
     return [{"field": field, "message": message} for field, message in messages]
 
 
-def document(status: int, kind: str, detail: str, request_id: str | None) -> dict[str, object]:
+def problem_details(status: int, kind: str, detail: str, request_id: str | None) -> dict[str, object]:
     """Return the members that every problem has, and count the problem by its kind."""
     metrics.problems.labels(kind).inc()
     return {

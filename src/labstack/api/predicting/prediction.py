@@ -9,7 +9,7 @@ import structlog
 from orjson import Fragment
 
 from labstack.api.predicting.call import Call
-from labstack.api.problems import Problem, listed
+from labstack.api.problems import Problem, message_objects
 from labstack.api.recording.finished import FinishedPrediction
 from labstack.api.recording.recorder import Recorder
 from labstack.api.recording.shadows import SHADOWED_ROWS, Shadow
@@ -101,7 +101,7 @@ def run(
 def dumps(service: Service, role: Role, answer: dict[str, Any], warnings: FieldMessages, call: Call) -> bytes:
     """Return an answer as JSON, with the members that every answer has: warnings, model and request id."""
     if warnings:
-        answer["warnings"] = listed(warnings)
+        answer["warnings"] = message_objects(warnings)
     if service.settings.include_model_info:
         answer["model"] = role.block
     answer["request_id"] = call.request_id

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from labstack.api.problems import Problem, faults_of
+from labstack.api.problems import Problem, field_errors
 from labstack.model.contract import Contract, ContractError
 from labstack.model.predictor import Predictions
 
@@ -74,7 +74,7 @@ def read(body: Any, contract: Contract) -> InferRequest:
     try:
         infer = InferRequest.model_validate(body)
     except ValidationError as error:
-        raise ContractError(faults_of(error)) from None
+        raise ContractError(field_errors(error)) from None
     names = [output["name"] for output in outputs_of(contract)]
     if unknown := [output.name for output in infer.outputs if output.name not in names]:
         raise ContractError([("outputs", f"knows no {name!r}; there are {', '.join(names)}") for name in unknown])

@@ -22,7 +22,7 @@ from labstack.store import predictions, windows
 from labstack.store.windows import Window
 
 
-class Drifted(NamedTuple):
+class VersionDrift(NamedTuple):
     """The drift of a version in the drift window, by its counts in all its roles; `role` is its present one."""
 
     role: Role
@@ -72,7 +72,7 @@ def recent(engine: Engine, settings: Settings, model: str) -> list[Window]:
     return windows.since(engine, model, time.time() - settings.drift_window_seconds)
 
 
-def answered(
+def traffic(
     settings: Settings, lineup: Lineup, rows: Iterable[Window], now: float
 ) -> dict[tuple[str, int], list[Counts]]:
     """Return the counts of each role and version in each period of the drift window, sorted by role.
@@ -81,12 +81,12 @@ def answered(
     """
     nothing = lineup.production.served.layout.empty().without_columns()
     length = period_seconds(settings)
-    traffic = {(role.name, role.served.version): [nothing] * PERIODS for role in lineup.roles}
+    by_role = {(role.name, role.served.version): [nothing] * PERIODS for role in lineup.roles}
     for row in rows:
-        periods = traffic.setdefault((row.role, row.version), [nothing] * PERIODS)
+        periods = by_role.setdefault((row.role, row.version), [nothing] * PERIODS)
         period = max(PERIODS - 1 - int(now // length - round(row.started / length)), 0)
         periods[period] = total([periods[period], Counts.loads(row.counts).without_columns()])
-    return {key: traffic[key] for key in sorted(traffic, key=lambda key: (ROLES.index(key[0]), key[1]))}
+    return {key: by_role[key] for key in sorted(by_role, key=lambda key: (ROLES.index(key[0]), key[1]))}
 
 
 def total(counts: Iterable[Counts]) -> Counts:
@@ -98,7 +98,7 @@ def total(counts: Iterable[Counts]) -> Counts:
     return result
 
 
-def drifts(settings: Settings, lineup: Lineup, rows: Sequence[Window]) -> list[Drifted]:
+def drifts(settings: Settings, lineup: Lineup, rows: Sequence[Window]) -> list[VersionDrift]:
     """Return the drift of each version of a lineup, from rows of counts in any of its roles."""
     limits = thresholds(settings)
     drifted = []
@@ -106,7 +106,7 @@ def drifts(settings: Settings, lineup: Lineup, rows: Sequence[Window]) -> list[D
         served = role.served
         counts = _sum(served, (row for row in rows if row.version == served.version))
         features = drift.features(served.layout, counts, limits)
-        drifted.append(Drifted(role, counts, features, drift.predictions(served.layout, counts, limits)))
+        drifted.append(VersionDrift(role, counts, features, drift.predictions(served.layout, counts, limits)))
     return drifted
 
 
@@ -149,7 +149,7 @@ def _next_rollout(rollout: Rollout, steps: tuple[float, ...]) -> Rollout | None:
     return None if weight == 1 else Rollout(weight, "split")
 
 
-def shown_step(step: Step) -> dict[str, Any]:
+def describe_step(step: Step) -> dict[str, Any]:
     """Return a step as answers, audit and log show it."""
     return {
         "outcome": step.verdict.outcome,
@@ -159,7 +159,7 @@ def shown_step(step: Step) -> dict[str, Any]:
     }
 
 
-def shown_drift(drifted: Drifted) -> dict[str, Any]:
+def describe_drift(drifted: VersionDrift) -> dict[str, Any]:
     """Return a version's drift as answers show it."""
     return {
         "version": drifted.role.served.version,

@@ -112,7 +112,7 @@ class Controller:
         note = MoveNote(
             reason=f"{verdict.outcome}: {verdict.reason}"[:500],
             who=f"controller at {socket.gethostname()}",
-            evidence=assessment.shown_step(step),
+            evidence=assessment.describe_step(step),
             only_from=roles,
         )
         version = canary.served.version

@@ -9,7 +9,7 @@ from labstack.api.http import actions
 from labstack.api.http.actions import Move, Update
 from labstack.api.http.operators import require_operator
 from labstack.api.http.request import body, json_body
-from labstack.api.problems import Problem, faults_of
+from labstack.api.problems import Problem, field_errors
 
 blueprint = Blueprint("admin", __name__)
 blueprint.before_request(require_operator)
@@ -58,7 +58,7 @@ def _asked(schema: type[Asked]) -> Asked:
     try:
         return schema.model_validate(sent)
     except ValidationError as error:
-        faults = faults_of(error)
+        faults = field_errors(error)
         raise Problem(
             422, "body", "; ".join(f"{field}: {message}" for field, message in faults) + ".", faults
         ) from None

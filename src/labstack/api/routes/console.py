@@ -14,7 +14,7 @@ from labstack.api.http import actions
 from labstack.api.http.actions import Move, Update
 from labstack.api.http.operators import refusal, require_signed_in, sign_in, sign_out
 from labstack.api.http.request import model_asked, number_asked, service, whole_number
-from labstack.api.problems import Problem, faults_of
+from labstack.api.problems import Problem, field_errors
 from labstack.api.web import console, pages
 from labstack.errors import LabError
 from labstack.registry.client import RegistryFailedError
@@ -98,7 +98,7 @@ def move() -> AnyResponse:
             }
             make[name](Move.model_validate(said), roles)
     except ValidationError as error:
-        faults = faults_of(error)
+        faults = field_errors(error)
         raise Problem(422, "form", "; ".join(f"{field}: {text}" for field, text in faults) + ".", faults) from None
     return redirect(f"/console?{urlencode({'model': model, 'done': name})}", 303)
 

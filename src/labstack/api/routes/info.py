@@ -122,7 +122,7 @@ def _verdict(lineup: Lineup) -> dict[str, Any] | None:
         found = assessment.step(service().engine, service().settings, lineup)
     except DatabaseError as error:
         return {"outcome": "inconclusive", "reason": str(error), "next_weight": None, "checks": []}
-    return found and assessment.shown_step(found)
+    return found and assessment.describe_step(found)
 
 
 def _shown(role: Role) -> dict[str, Any]:

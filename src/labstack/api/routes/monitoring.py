@@ -6,7 +6,7 @@ from flask import Blueprint, request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from labstack.api.http.request import json_body, model_asked, number_asked, service
-from labstack.api.problems import Problem, faults_of
+from labstack.api.problems import Problem, field_errors
 from labstack.api.rollout import assessment
 from labstack.store import audit, predictions
 
@@ -65,7 +65,7 @@ def feedback() -> dict[str, Any]:
     try:
         found = FEEDBACK.validate_python(sent if isinstance(sent, list) else [sent])
     except ValidationError as error:
-        faults = faults_of(error)
+        faults = field_errors(error)
         raise Problem(422, "body", "; ".join(f"{at}: {what}" for at, what in faults[:3]) + ".", faults) from None
     limit = service().settings.max_request_rows
     rows = {one.request_id: [one.outcome] if one.outcomes is None else one.outcomes for one in found}
@@ -89,7 +89,7 @@ def drift() -> dict[str, Any]:
     lineup = service().lineup(model)
     found = assessment.drifts(settings, lineup, assessment.recent(engine, settings, model))
     versions = [
-        assessment.shown_drift(one) | {"live": predictions.live(engine, model, one.role.served.version).summary}
+        assessment.describe_drift(one) | {"live": predictions.live(engine, model, one.role.served.version).summary}
         for one in found
     ]
     return {"model": model, "window_seconds": settings.drift_window_seconds, "versions": versions}

@@ -220,7 +220,7 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
         gunicorn would answer by a page of HTML.
         """
         from labstack.api.predicting.call import request_id  # only now, as they import numpy
-        from labstack.api.problems import document
+        from labstack.api.problems import problem_details
 
         name = request_id(dict(req.headers).get("X-REQUEST-ID", "") if req else "")
         if isinstance(exc, ParseException):
@@ -231,7 +231,7 @@ class FairWorker(ThreadWorker):  # type: ignore[misc]
             status, kind = 500, "internal"
             detail = "The API failed to answer; its log says why, under this request id."
             self.log.error("unexpected error", exc_info=exc, extra={"request_id": name})
-        body = orjson.dumps(document(status, kind, detail, name))
+        body = orjson.dumps(problem_details(status, kind, detail, name))
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\nX-Request-Id: {name}\r\n"
             f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"

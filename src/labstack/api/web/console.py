@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from labstack.api import health
 from labstack.api.recording.counter import PERIODS
 from labstack.api.rollout import assessment
-from labstack.api.rollout.assessment import Drifted
+from labstack.api.rollout.assessment import VersionDrift
 from labstack.api.service import Service
 from labstack.errors import LabError
 from labstack.monitoring import drift
@@ -90,7 +90,7 @@ def page(service: Service, model: str, no_moves: str, versions_before: int) -> d
         found = _part(lambda: assessment.recent(service.engine, settings, model))
         drifted = Part(assessment.drifts(settings, lineup, found.value)) if not found.error else found
         now = time.time()
-        answered = {} if found.error else assessment.answered(settings, lineup, found.value, now)
+        answered = {} if found.error else assessment.traffic(settings, lineup, found.value, now)
         shown |= {
             "canary": _part(lambda: assessment.step(service.engine, settings, lineup)),
             "traffic": found if found.error else _part(lambda: _traffic(service, model, answered)),
@@ -232,11 +232,11 @@ def _milliseconds(counts: Counts, share: float) -> float | None:
     return None if found is None else found * 1000
 
 
-def _drift_charts(found: Drifted) -> list[dict[str, Any]]:
+def _drift_charts(found: VersionDrift) -> list[dict[str, Any]]:
     """Histograms of the predictions and of the features, the most drifted first."""
     layout, counts = found.role.served.layout, found.counts
     columns = [(found.predictions, layout.predictions, counts.outputs)] + [
-        (one, spread, layout.seen(counts, number))
+        (one, spread, layout.of_feature(counts, number))
         for number, (one, spread) in enumerate(zip(found.features, layout.features, strict=True))
     ]
     first, *others = columns
