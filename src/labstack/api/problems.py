@@ -50,7 +50,7 @@ def message_objects(messages: Sequence[tuple[str, str]]) -> list[dict[str, str]]
     return [{"field": field, "message": message} for field, message in messages]
 
 
-def document(status: int, kind: str, detail: str, request_id: str | None) -> dict[str, object]:
+def problem_details(status: int, kind: str, detail: str, request_id: str | None) -> dict[str, object]:
     """Return the members that every problem has, and count the problem by its kind."""
     metrics.problems.labels(kind).inc()
     return {

@@ -112,7 +112,7 @@ class Layout:
         positions = [self._codes[output] for output in outputs] if self._codes else np.searchsorted(bins.edges, outputs)
         return np.bincount(positions, minlength=len(bins.reference))
 
-    def seen(self, counts: "Counts", number: int) -> Ints:
+    def of_feature(self, counts: "Counts", number: int) -> Ints:
         """Return the counts of one feature's bins."""
         return counts.features[self._starts[number] : self._starts[number + 1]]
 

@@ -57,7 +57,7 @@ class Drift:
 def features(layout: Layout, counts: Counts, thresholds: Thresholds) -> list[Drift]:
     """Return the drift of each feature."""
     return [
-        _drift(bins, layout.seen(counts, number), thresholds, counts.sums[number], counts.squares[number])
+        _drift(bins, layout.of_feature(counts, number), thresholds, counts.sums[number], counts.squares[number])
         for number, bins in enumerate(layout.features)
     ]
 

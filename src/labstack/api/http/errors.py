@@ -6,7 +6,7 @@ from flask import Flask, Response, current_app, g, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from labstack.api.predicting.prediction import PredictionFailedError
-from labstack.api.problems import Problem, problem_details, message_objects
+from labstack.api.problems import Problem, message_objects, problem_details
 from labstack.errors import LabError
 from labstack.model.contract import ContractError
 from labstack.registry.client import NotThereError, RegistryError, RegistryFailedError
@@ -27,7 +27,7 @@ def register(app: Flask) -> None:
 
 
 def _answer(problem: Problem) -> Response:
-    body = document(problem.status, problem.kind, problem.detail, g.get("request_id"))
+    body = problem_details(problem.status, problem.kind, problem.detail, g.get("request_id"))
     if request.path.startswith("/v2"):
         body["error"] = problem.detail  # where clients of the Open Inference Protocol look
     if problem.errors:

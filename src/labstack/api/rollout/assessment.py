@@ -72,7 +72,7 @@ def recent(engine: Engine, settings: Settings, model: str) -> list[Window]:
     return windows.since(engine, model, time.time() - settings.drift_window_seconds)
 
 
-def answered(
+def traffic(
     settings: Settings, lineup: Lineup, rows: Iterable[Window], now: float
 ) -> dict[tuple[str, int], list[Counts]]:
     """Return the counts of each role and version in each period of the drift window, sorted by role.
@@ -81,12 +81,12 @@ def answered(
     """
     nothing = lineup.production.served.layout.empty().without_columns()
     length = period_seconds(settings)
-    traffic = {(role.name, role.served.version): [nothing] * PERIODS for role in lineup.roles}
+    by_role = {(role.name, role.served.version): [nothing] * PERIODS for role in lineup.roles}
     for row in rows:
-        periods = traffic.setdefault((row.role, row.version), [nothing] * PERIODS)
+        periods = by_role.setdefault((row.role, row.version), [nothing] * PERIODS)
         period = max(PERIODS - 1 - int(now // length - round(row.started / length)), 0)
         periods[period] = total([periods[period], Counts.loads(row.counts).without_columns()])
-    return {key: traffic[key] for key in sorted(traffic, key=lambda key: (ROLES.index(key[0]), key[1]))}
+    return {key: by_role[key] for key in sorted(by_role, key=lambda key: (ROLES.index(key[0]), key[1]))}
 
 
 def total(counts: Iterable[Counts]) -> Counts:

@@ -61,7 +61,8 @@ def drift() -> dict[str, Any]:
     lineup = service().lineup(model)
     drifts = assessment.drifts(settings, lineup, assessment.recent(engine, settings, model))
     versions = [
-        assessment.describe_drift(drifted) | {"live": predictions.live(engine, model, drifted.role.served.version).summary}
+        assessment.describe_drift(drifted)
+        | {"live": predictions.live(engine, model, drifted.role.served.version).summary}
         for drifted in drifts
     ]
     return {"model": model, "window_seconds": settings.drift_window_seconds, "versions": versions}

@@ -267,7 +267,7 @@ def _drift_charts(drifted: VersionDrift) -> list[dict[str, Any]]:
     """Return histograms of the predictions, then of the features, the most drifted first."""
     layout, counts = drifted.role.served.layout, drifted.counts
     features = [
-        (feature, reference, layout.seen(counts, number))
+        (feature, reference, layout.of_feature(counts, number))
         for number, (feature, reference) in enumerate(zip(drifted.features, layout.features, strict=True))
     ]
     features.sort(key=lambda column: (-VERDICTS.index(column[0].verdict), -(column[0].psi or 0)))
