@@ -7,7 +7,7 @@ from pathlib import Path
 
 from labstack.settings import ROOT
 from labstack.store import audit, datasets, leases, predictions, windows
-from labstack.store.database import Table
+from labstack.store.database import Base
 from tests.docs.pages import page, section
 
 PACKAGE = ROOT / "src/labstack"
@@ -61,4 +61,4 @@ def test_every_module_with_a_lock_is_listed() -> None:
 
 def test_every_table_is_listed() -> None:
     cells = re.findall(r"^\| (`[a-z_`, ]+) \|", section(PAGE, "Shared tables"), re.MULTILINE)
-    assert {name for cell in cells for name in re.findall(r"[a-z_]+", cell)} == set(Table.metadata.tables)
+    assert {name for cell in cells for name in re.findall(r"[a-z_]+", cell)} == set(Base.metadata.tables)
