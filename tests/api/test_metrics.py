@@ -139,7 +139,7 @@ def test_what_a_full_disk_has_no_room_for_is_counted_and_written_later(
 ) -> None:
     monkeypatch.setattr(metrics, "RETRY_SECONDS", 0)
     with small_disk(folder, "512k"):
-        counts = metrics.Counts(str(folder / "counter_0.db"))
+        counts = metrics.WorkerValues(str(folder / "counter_0.db"))
         for number in range(before):
             assert counts.read_value(key(number)) == (0, 0)
         ballast = fill(folder)
@@ -161,7 +161,7 @@ def test_what_a_full_disk_has_no_room_for_is_counted_and_written_later(
 def test_a_removed_folder_is_reported(folder: Path, app: Flask) -> None:
     folder.mkdir()
     assert metrics.fault() is None
-    counts = metrics.Counts(str(folder / "counter_0.db"))
+    counts = metrics.WorkerValues(str(folder / "counter_0.db"))
     counts.read_value(key(1))
     shutil.rmtree(folder)
     counts.write_value(key(1), 1, 0)

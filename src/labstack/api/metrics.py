@@ -88,7 +88,7 @@ class Allocated(MmapedDict):
         super()._init_value(key)  # type: ignore[no-untyped-call]
 
 
-class Counts:
+class WorkerValues:
     """A worker's values in a file, or in memory while the file has no space. It replaces the library's class.
 
     The library reads each key before it writes it, and holds a lock meanwhile.
@@ -205,7 +205,7 @@ def total(counter: Counter, among: Sequence[Metric] | None = None, /, **labels: 
 def begin(folder: Path) -> None:
     """Have workers count in the files of an existing folder. The arbiter calls it before the first fork."""
     os.environ[FOLDER_VARIABLE] = str(folder)
-    values.MmapedDict = Counts  # type: ignore[attr-defined, assignment]
+    values.MmapedDict = WorkerValues  # type: ignore[attr-defined, assignment]
     values.ValueClass = values.MultiProcessValue(lambda: _slot)
 
 
