@@ -1,6 +1,6 @@
 #!/bin/sh
 # `make-environment.sh NAME`: make the conda environment /opt/env of the lock file /tmp/conda-lock.yml, a copy of NAME,
-# without what running it does not need, and compiled, since no container may write there.
+# without files that are not needed at run time, and compiled, since no container may write there.
 set -eu
 env=/opt/env
 micromamba create --yes --prefix "$env" --file /tmp/conda-lock.yml

@@ -82,15 +82,15 @@ def test_serving_brings_no_training_library_and_training_no_web_framework(room: 
         assert not {name for name in imported(path) if name.split(".")[0] in foreign or name in foreign}, path
 
 
-# what a package is imported as, where its name on conda-forge does not say so
+# import names of packages whose name on conda-forge differs
 IMPORTED_AS = {"matplotlib-base": "matplotlib", "mlflow-skinny": "mlflow", "pyyaml": "yaml", "scikit-learn": "sklearn"}
-BROUGHT_BY = {"werkzeug": "flask"}  # by the very package that our code uses it with
+BROUGHT_BY = {"werkzeug": "flask"}  # by the package that our code uses it with
 
 
 def module_path(name: str) -> Path | None:
     """The file of a module of ours."""
     path = ROOT / "src" / Path(*name.split("."))
-    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.exists()), None)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
 
 
 @pytest.mark.parametrize(

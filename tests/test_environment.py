@@ -1,4 +1,4 @@
-"""The local environment holds what the environment files say."""
+"""The local environment is as the environment files say, and Labstack is installed in it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The lock files are what their environment files ask for, whole, and from conda-forge."""
+"""Each lock file is complete, fits its environment file, and names packages of conda-forge."""
 
 import re
 import warnings
@@ -36,8 +36,8 @@ def build(package: dict[str, Any]) -> str:
 
 def satisfies(package: dict[str, Any], name: str, requirement: str) -> bool:
     spec = MatchSpec(f"{name} {requirement}".strip())
-    found = {"name": name, "version": package["version"], "build": build(package), "build_number": 0}
-    return bool(spec.match(found))
+    record = {"name": name, "version": package["version"], "build": build(package), "build_number": 0}
+    return bool(spec.match(record))
 
 
 def named(environment: str) -> dict[str, str]:
@@ -47,29 +47,29 @@ def named(environment: str) -> dict[str, str]:
 
 
 def test_a_lock_holds_what_its_environment_file_names(environment: str) -> None:
-    found = packages(environment)
-    wrong = [name for name, version in named(environment).items() if not satisfies(found[name], name, f"{version}.*")]
+    locked = packages(environment)
+    wrong = [name for name, version in named(environment).items() if not satisfies(locked[name], name, f"{version}.*")]
     assert wrong == [], f"run: ./run_all.sh lock {environment}"
 
 
 def test_a_lock_holds_nothing_that_its_environment_file_does_not_lead_to(environment: str) -> None:
-    found = packages(environment)
+    locked = packages(environment)
     reached: set[str] = set()
     ahead = set(named(environment))
     while ahead:
         name = ahead.pop()
         reached.add(name)
-        ahead |= {other for other in found[name]["dependencies"] if other in found} - reached
-    assert set(found) - reached == set(), f"run: ./run_all.sh lock {environment}"
+        ahead |= {other for other in locked[name]["dependencies"] if other in locked} - reached
+    assert set(locked) - reached == set(), f"run: ./run_all.sh lock {environment}"
 
 
 def test_a_lock_holds_every_requirement_of_every_package_in_it(environment: str) -> None:
-    found = packages(environment)
+    locked = packages(environment)
     missing = [
         f"{package['name']} needs {name} {requirement}"
-        for package in found.values()
+        for package in locked.values()
         for name, requirement in package["dependencies"].items()
-        if not name.startswith("__") and not (name in found and satisfies(found[name], name, requirement))
+        if not name.startswith("__") and not (name in locked and satisfies(locked[name], name, requirement))
     ]
     assert missing == []
 

@@ -1,9 +1,9 @@
-"""What an image build fetches from outside, made from Debian's packages and the Python package index.
+"""The downloads of an image build, made from Debian's packages and the Python package index.
 
-For machines that reach no image registry and no conda channel. The Dockerfiles, the compose file and the environment
-files stay as they are: the base images carry the public names, and the environment files are locked once more, by
-conda-lock, against a channel made of wheels, at the very versions of the committed locks. What differs from a build on
-a connected machine: the channel's packages have no console scripts, and `python` is the base image's own.
+For machines that reach no image registry and no conda channel. The Dockerfile, the compose file and the environment
+files stay as they are: the base images carry the public names, and conda-lock locks the environment files again,
+against a channel made of wheels, at the versions of the committed locks. A build on a connected machine differs in
+two ways: here the channel's packages have no console scripts, and `python` is the base image's own.
 """
 
 import hashlib
@@ -99,7 +99,7 @@ def _micromamba_image(name: str, base: str) -> None:
 
 
 def _pins() -> list[str]:
-    """The wheels of what the environment files name, at the versions of the locks."""
+    """Requirements for the wheels of the packages in the environment files, at the versions of the locks."""
     pins = set()
     for environment in ENVIRONMENTS:
         wanted = yaml.safe_load((ROOT / f"conda-cfg/environment-{environment}.yml").read_text())
