@@ -5,7 +5,6 @@
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
-export PYTHONPATH=$PWD/src
 python=$PWD/.venv/bin/python
 # The lab's own addresses are never behind a proxy.
 export NO_PROXY="localhost,127.0.0.1${NO_PROXY:+,$NO_PROXY}" no_proxy="localhost,127.0.0.1${no_proxy:+,$no_proxy}"
@@ -58,13 +57,13 @@ lint() { ## Check style, types, shell scripts and Dockerfiles
   "$python" -m ruff format --check .
   "$python" -m mypy
   .venv/bin/shellcheck run_all.sh .ci/apt .ci/run docker/*.sh tests/containers/*.sh
-  .venv/bin/hadolint docker/Dockerfile.*
+  .venv/bin/hadolint docker/Dockerfile
 }
 
-lock() { ## [server|api|mlops...]: write the lock files of the images, by default all; LOCK_SOLVER names another conda
+lock() { ## [server|api|mlops|build...]: write the lock files of the images, by default all; LOCK_SOLVER names another conda
   environment
   local service services=("$@")
-  [[ $# -gt 0 ]] || services=(server api mlops)
+  [[ $# -gt 0 ]] || services=(server api mlops build)
   for service in "${services[@]}"; do
     [[ -f conda-cfg/environment-$service.yml ]] || fail "There is no conda-cfg/environment-$service.yml."
     (cd conda-cfg && "$python" -m conda_lock lock --micromamba ${LOCK_SOLVER:+--conda "$LOCK_SOLVER"} --platform linux-64 \

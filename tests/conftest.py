@@ -146,7 +146,7 @@ class Process:
 
 def environment(**settings: Any) -> dict[str, str]:
     """The environment of a process with these settings, by their fields' names, and no others."""
-    own = {"PYTHONPATH": str(ROOT / "src"), "LAB_ENV_FILE": os.devnull, "CI": ""}
+    own = {"LAB_ENV_FILE": os.devnull, "CI": ""}
     return os.environ | own | {name.upper(): str(v) for name, v in settings.items()}
 
 

@@ -78,10 +78,7 @@ logs.output.stop()
 
 def test_lines_of_several_processes_never_mix() -> None:
     reader, writer = os.pipe()
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WRITER, name], stdout=writer, env=os.environ | {"PYTHONPATH": "src"})
-        for name in "abc"
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", WRITER, name], stdout=writer) for name in "abc"]
     os.close(writer)
     with os.fdopen(reader) as stream:
         lines = [json.loads(line) for line in stream]

@@ -280,7 +280,7 @@ def batch_ratio(api: Service, model: str, url: str, folder: Path) -> tuple[float
     for name in ("contract.json", "model.onnx"):
         MlflowRest(url).download(model, 1, name, files, 1 << 30, 60)
     command = [sys.executable, "-c", IN_PROCESS, str(files), str(body)]
-    environ = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
     within = float(subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout)
     batch = Service(api.name, api.urls, api.pids, [IRIS_ROW] * 1000)
     rounds = [wrk(batch, model, folder, connections=1, seconds=3).p50_ms for _ in range(3)]

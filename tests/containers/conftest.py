@@ -1,4 +1,4 @@
-"""The lab in containers: real images, a real engine, the very compose file. Asked for with --containers."""
+"""The lab in containers: real images, a real engine and the project's own compose file. Run with --containers."""
 
 import json
 import os
@@ -47,7 +47,7 @@ class Stack:
         )
 
     def environment(self) -> dict[str, str]:
-        """What Compose is called with: the stack's variables, and none of the shell's settings."""
+        """The environment variables of a call of Compose: the stack's variables, and none of the shell's settings."""
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "DOCKER_HOST")}
         return kept | self.variables
 
@@ -79,16 +79,16 @@ class Stack:
         return self.compose("ps", "--all", "--quiet", service).stdout.split()[0]
 
     def state(self, service: str) -> dict[str, Any]:
-        """What the engine knows of a service's container."""
-        [found] = json.loads(docker("inspect", self.container(service)).stdout)
-        return dict(found)
+        """The engine's description of a service's container."""
+        [description] = json.loads(docker("inspect", self.container(service)).stdout)
+        return dict(description)
 
     def logs(self, service: str) -> str:
         done = docker("logs", self.container(service))
         return done.stdout + done.stderr
 
     def python(self, service: str, code: str) -> str:
-        """What a few lines of Python print inside a running container."""
+        """The output of a few lines of Python inside a running container."""
         return self.compose("exec", "-T", service, "python", "-c", code).stdout.strip()
 
     @property
@@ -122,7 +122,7 @@ class Stack:
 
 @pytest.fixture(scope="session")
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A fresh copy of the project whose images are built; what must not get into one lies beside the code."""
+    """A fresh copy of the project whose images are built; next to its code lie secrets that no image may contain."""
     folder = copy_to(tmp_path_factory.mktemp("clones") / "a fresh clone").folder
     (folder / ".env").write_text(f"API_ADMIN_TOKEN={SECRET}\n")
     (folder / "db/datasets/.credentials").write_text(SECRET)
@@ -148,6 +148,6 @@ def stack(built: Stack) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    assert found, "the pages are looked at with chromium: install it"
-    return found
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    assert path, "the pages are opened in chromium: install it"
+    return path

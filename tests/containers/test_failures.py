@@ -1,4 +1,4 @@
-"""What dies comes back, in any order, and no request that was taken is lost."""
+"""Services that die come back, in any order, and no accepted request is lost."""
 
 import http.client
 import json
@@ -83,7 +83,7 @@ def test_they_may_start_in_any_order(trained: Stack) -> None:
     trained.compose("--profile", "mlops", "down")
     trained.compose("up", "--detach", "--no-deps", "api")
     wait_until(lambda: trained.healthy("api"), 60, "the API is up alone")
-    wait_until(lambda: trained.version() == 1, 60, "what was served last is served from the cache")
+    wait_until(lambda: trained.version() == 1, 60, "the last version served is served from the cache")
     assert ask(f"{trained.api}/health").json["status"] == "degraded"
     trained.compose("--profile", "mlops", "up", "--detach", "--no-deps", "mlops")
     trained.compose("up", "--detach", "--no-deps", "server_mlflow")

@@ -1,7 +1,8 @@
-"""What is in the images, and what is not."""
+"""The content of the images."""
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -21,7 +22,7 @@ def image(service: str) -> str:
 
 
 def shell(service: str, script: str) -> str:
-    """What a script prints in a container of an image, run as root lest it overlook a file."""
+    """The output of a script in a container of an image, run as root so that it can read every file."""
     return docker("run", "--rm", "--user", "0", "--entrypoint", "sh", image(service), "-c", script).stdout
 
 
@@ -58,9 +59,9 @@ def test_it_holds_what_its_environment_file_names(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_it_says_what_it_is_and_runs_as_nobody_in_particular(service: str) -> None:
-    [found] = json.loads(docker("image", "inspect", image(service)).stdout)
-    config = found["Config"]
+def test_it_has_labels_and_runs_as_a_user_without_a_name(service: str) -> None:
+    [description] = json.loads(docker("image", "inspect", image(service)).stdout)
+    config = description["Config"]
     assert config["User"] == "10001:0"
     assert config["Labels"]["org.opencontainers.image.title"] == f"labstack-{PACKAGES[service]}"
     assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT"
@@ -69,12 +70,12 @@ def test_it_says_what_it_is_and_runs_as_nobody_in_particular(service: str) -> No
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_no_secret_and_nothing_unasked_for_is_in_it(service: str, built: Stack) -> None:
+def test_it_holds_no_secret_and_no_other_file(service: str, built: Stack) -> None:
     with subprocess.Popen(["docker", "save", image(service)], stdout=subprocess.PIPE) as saved:
-        found = subprocess.run(
+        matches = subprocess.run(
             ["grep", "--count", "--text", SECRET], stdin=saved.stdout, capture_output=True, text=True
         )
-    assert (saved.returncode, found.stdout) == (0, "0\n")
+    assert (saved.returncode, matches.stdout) == (0, "0\n")
     assert SECRET not in docker("history", "--no-trunc", image(service)).stdout
     assert shell(service, "find /lab -name '.*' -o -name 'conda-lock*' -o -name '*.yml'") == ""
     assert (
@@ -90,8 +91,8 @@ def test_no_secret_and_nothing_unasked_for_is_in_it(service: str, built: Stack) 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_change_of_the_code_leaves_the_environments_layer_alone(service: str, built: Stack) -> None:
     def layers() -> list[str]:
-        [found] = json.loads(docker("image", "inspect", image(service)).stdout)
-        return list(found["RootFS"]["Layers"])
+        [description] = json.loads(docker("image", "inspect", image(service)).stdout)
+        return list(description["RootFS"]["Layers"])
 
     before = layers()
     path = built.folder / "src/labstack/settings.py"
@@ -109,8 +110,8 @@ def test_a_change_of_the_code_leaves_the_environments_layer_alone(service: str, 
 
 
 @pytest.mark.parametrize(("service", "path"), [("api", "/"), ("server_mlflow", "/health")])
-def test_a_port_given_from_outside_is_listened_on(service: str, path: str) -> None:
-    """As Cloud Run and the like start a container: PORT, a user of their own, none of the others beside it."""
+def test_it_listens_on_the_port_that_is_given(service: str, path: str) -> None:
+    """Start a container as Cloud Run does: with PORT, another user, and without the other services."""
     port = free_port()
     hardened = ["--init", "--read-only", "--tmpfs", "/tmp", "--user", "31337"]  # noqa: S108
     options = [*hardened, "--env", "PORT=8080", "--publish", f"127.0.0.1:{port}:8080"]
@@ -142,7 +143,9 @@ def test_an_environment_without_packages_for_the_platform_is_no_image(service: s
     locks = built.folder / ".lab/containers/locks/none"
     locks.mkdir(parents=True, exist_ok=True)
     name = f"conda-lock-{PACKAGES[service]}.yml"
-    lock = yaml.safe_load((built.folder / built.variables.get("LOCK_DIR", "conda-cfg") / name).read_text())
+    real = built.folder / built.variables.get("LOCK_DIR", "conda-cfg")
+    shutil.copy(real / "conda-lock-build.yml", locks)
+    lock = yaml.safe_load((real / name).read_text())
     lock["package"] = []
     (locks / name).write_text(yaml.safe_dump(lock))
     refused = built.compose("build", service, check=False, settings={"LOCK_DIR": ".lab/containers/locks/none"})

@@ -27,7 +27,7 @@ def attached(stack: Stack, *arguments: str) -> Iterator[Path]:
             yield output
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(60)  # whatever its code: some versions of Compose end in a panic after a clean stop
+            process.wait(60)  # its code is not checked: some versions of Compose end in a panic after a clean stop
 
 
 def test_up_from_nothing_it_is_healthy_and_says_what_is_missing(stack: Stack) -> None:
@@ -50,10 +50,10 @@ def test_training_on_demand_is_served_without_a_restart(stack: Stack) -> None:
         wait_until(lambda: stack.healthy("api"), 120, "the API is healthy")
         started = stack.state("api")["State"]["StartedAt"]
         wait_until(lambda: "mlops-1 exited with code 0" in output.read_text(), 120, "training is done")
-        said = stack.logs("mlops")
+        training = stack.logs("mlops")
         for model in ("iris", "student_exam"):
-            assert f"{model} version 1 is production" in said
-        assert not [line for line in said.splitlines() if json_level(line) in ("warning", "error")]
+            assert f"{model} version 1 is production" in training
+        assert not [line for line in training.splitlines() if json_level(line) in ("warning", "error")]
         stack.serves(1)
         assert stack.predict(IRIS_ROW).json["prediction"]["class"] == "setosa"
         assert stack.state("api")["State"]["StartedAt"] == started
@@ -75,8 +75,8 @@ def test_a_training_that_fails_says_so_and_moves_no_role(stack: Stack) -> None:
     before = ask(f"{stack.api}/health").json["models"]
     failed = stack.train("irish", check=False)
     assert failed.returncode == 1
-    [said] = [line for line in failed.stderr.splitlines() if line.startswith("Training stopped: ")]
-    assert said.startswith("Training stopped: There is no pipeline 'irish'; there are: iris, student_exam")
+    [message] = [line for line in failed.stderr.splitlines() if line.startswith("Training stopped: ")]
+    assert message.startswith("Training stopped: There is no pipeline 'irish'; there are: iris, student_exam")
     assert ask(f"{stack.api}/admin/reload", b"", "POST", {"X-Admin-Token": SECRET}).status == 200
     assert ask(f"{stack.api}/health").json["models"] == before
 
@@ -90,8 +90,8 @@ def test_a_pipeline_of_the_users_own_is_mounted_and_judged(stack: Stack) -> None
 
 def test_two_trainings_at_once_both_end_well(stack: Stack) -> None:
     with ThreadPoolExecutor() as pool:
-        said = [done.stdout for done in pool.map(lambda _: stack.train("iris"), range(2))]
-    versions = sorted(line.split()[2] for line in said)
+        outputs = [done.stdout for done in pool.map(lambda _: stack.train("iris"), range(2))]
+    versions = sorted(line.split()[2] for line in outputs)
     assert versions == ["3", "4"]
     assert stack.version() == 1  # equal is not better
 
@@ -192,13 +192,13 @@ def test_no_secret_is_in_a_log(stack: Stack) -> None:
 
 
 def test_the_commands_work_in_the_docker_folder_too(stack: Stack) -> None:
-    said = [
+    configurations = [
         stack.compose("--profile", "mlops", "config", "--format", "json", cwd=folder).stdout
         for folder in (".", "docker")
     ]
-    here, there = (json.loads(text) for text in said)
-    assert here == {name: part for name, part in there.items() if not name.startswith("x-")}
-    assert SECRET in said[0]  # .env is read in both
+    at_root, in_docker = (json.loads(text) for text in configurations)
+    assert at_root == {name: part for name, part in in_docker.items() if not name.startswith("x-")}
+    assert SECRET in configurations[0]  # .env is read in both
     assert set(stack.compose("ps", "--services", cwd="docker").stdout.split()) == {"server_mlflow", "api"}
 
 

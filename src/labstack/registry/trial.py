@@ -17,7 +17,7 @@ from labstack.model import skops_file
 from labstack.model.contract import FILE_NAME, ONNX_FILE_NAME, Contract
 from labstack.model.predictor import FAILED
 from labstack.registry.client import MlflowRest, RegistryError, RegistryFailedError, Version
-from labstack.settings import ROOT, Settings
+from labstack.settings import Settings
 
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
@@ -58,7 +58,7 @@ def run(folder: Path, settings: Settings) -> None:
     arguments = map(str, (folder, memory, seconds, settings.prediction_seconds))
     process = subprocess.Popen(
         [sys.executable, "-m", "labstack.model.predictor", *arguments],
-        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT / "src")},
+        env=os.environ | ONE_THREAD,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -1,9 +1,9 @@
-"""What an image build fetches from outside, made from Debian's packages and the Python package index.
+"""The downloads of an image build, made from Debian's packages and the Python package index.
 
-For machines that reach no image registry and no conda channel. The Dockerfiles, the compose file and the environment
-files stay as they are: the base images carry the public names, and the environment files are locked once more, by
-conda-lock, against a channel made of wheels, at the very versions of the committed locks. What differs from a build on
-a connected machine: the channel's packages have no console scripts, and `python` is the base image's own.
+For machines that reach no image registry and no conda channel. The Dockerfile, the compose file and the environment
+files stay as they are: the base images carry the public names, and conda-lock locks the environment files again,
+against a channel made of wheels, at the versions of the committed locks. A build on a connected machine differs in
+two ways: here the channel's packages have no console scripts, and `python` is the base image's own.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ import yaml
 from labstack.settings import ROOT
 
 HERE = Path(__file__).parent
-SERVICES = ("server", "api", "mlops")
+ENVIRONMENTS = ("server", "api", "mlops", "build")
 LOCK_DIR = ".lab/containers/locks"
 PORT = 38765  # the same each time: it stands in the locks, which the engine's build cache goes by
 PLATFORM = ("--python-version", "3.13", "--python-platform", "x86_64-manylinux_2_28", "--only-binary", ":all:")
@@ -99,12 +99,12 @@ def _micromamba_image(name: str, base: str) -> None:
 
 
 def _pins() -> list[str]:
-    """The wheels of what the environment files name, at the versions of the locks."""
+    """Requirements for the wheels of the packages in the environment files, at the versions of the locks."""
     pins = set()
-    for service in SERVICES:
-        environment = yaml.safe_load((ROOT / f"conda-cfg/environment-{service}.yml").read_text())
-        named = {line.partition("=")[0] for line in environment["dependencies"]} - {"python"}
-        for package in yaml.safe_load((ROOT / f"conda-cfg/conda-lock-{service}.yml").read_text())["package"]:
+    for environment in ENVIRONMENTS:
+        wanted = yaml.safe_load((ROOT / f"conda-cfg/environment-{environment}.yml").read_text())
+        named = {line.partition("=")[0] for line in wanted["dependencies"]} - {"python"}
+        for package in yaml.safe_load((ROOT / f"conda-cfg/conda-lock-{environment}.yml").read_text())["package"]:
             if package["name"] in named:
                 wheel = local_environment.PACKAGE_INDEX_NAMES.get(package["name"], package["name"])
                 pins.add(f"{wheel}=={package['version']}")
@@ -131,12 +131,13 @@ def _make_channel(pins: list[str], channel: Path) -> None:
 def _lock(channel: Path, url: str, folder: Path) -> None:
     """Lock the environment files against the channel; the address in the locks is the one it is served at."""
     folder.mkdir(parents=True, exist_ok=True)
-    for service in SERVICES:
-        target = folder / f"conda-lock-{service}.yml"
+    for environment in ENVIRONMENTS:
+        target = folder / f"conda-lock-{environment}.yml"
         target.unlink(missing_ok=True)
         _run(
             *(sys.executable, "-m", "conda_lock", "lock", "--micromamba", "--conda", str(HERE / "micromamba.py")),
-            *("--platform", "linux-64", "--channel", url, "--file", str(ROOT / f"conda-cfg/environment-{service}.yml")),
+            *("--platform", "linux-64", "--channel", url),
+            *("--file", str(ROOT / f"conda-cfg/environment-{environment}.yml")),
             *("--lockfile", str(target)),
             CHANNEL_MAP=f"{url}={channel}",
             PATH=f"{Path(UV).parent}:{os.environ['PATH']}",

@@ -51,14 +51,14 @@ def conda_spec(specifiers: SpecifierSet) -> str:
 
 
 def requirements(distribution: Distribution, names: dict[str, str]) -> dict[str, str]:
-    """What a distribution needs on the base image's Python, by conda's names."""
-    found: dict[str, list[str]] = {}
+    """The requirements of a distribution on the base image's Python, by conda's names."""
+    specs_by_name: dict[str, list[str]] = {}
     for line in distribution.requires or []:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate(ENVIRONMENT):
             name = canonicalize_name(requirement.name)
-            found.setdefault(names.get(name, name), []).append(conda_spec(requirement.specifier))
-    return {name: ",".join(filter(None, specs)) for name, specs in sorted(found.items())}
+            specs_by_name.setdefault(names.get(name, name), []).append(conda_spec(requirement.specifier))
+    return {name: ",".join(filter(None, specs)) for name, specs in sorted(specs_by_name.items())}
 
 
 def write(
@@ -139,8 +139,8 @@ def main() -> None:
         (channel / folder).mkdir(parents=True)
     write_python(channel)
     with concurrent.futures.ProcessPoolExecutor() as pool:
-        found = [distribution.name for distribution in distributions(path=[str(site)])]
-        for done in [pool.submit(write_distribution, site, name, channel, names, kept) for name in found]:
+        names_in_site = [distribution.name for distribution in distributions(path=[str(site)])]
+        for done in [pool.submit(write_distribution, site, name, channel, names, kept) for name in names_in_site]:
             done.result()
     asyncio.run(index_fs(channel_directory=channel))
 

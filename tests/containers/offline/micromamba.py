@@ -36,7 +36,7 @@ PUBLIC = "https://conda.anaconda.org"
 
 
 def virtual_packages(folder: Path) -> list[GenericVirtualPackage]:
-    """conda-lock says what the platform brings, `__glibc` and the like, as a channel of its own making."""
+    """The virtual packages of the platform, such as `__glibc`; conda-lock writes them as a channel."""
     return [
         GenericVirtualPackage(PackageName(record["name"]), Version(record["version"]), BuildString(record["build"]))
         for repodata in folder.glob("*/repodata.json")
@@ -45,7 +45,7 @@ def virtual_packages(folder: Path) -> list[GenericVirtualPackage]:
 
 
 async def solve_to_json(channels: list[str], specs: list[str]) -> int:
-    """Print what an environment of these specs holds, as micromamba does; 1 when there is no such environment."""
+    """Print the packages that these specs lead to, as micromamba does; return 1 when there is no solution."""
     mapped = dict(pair.rsplit("=", 1) for pair in os.environ.get("CHANNEL_MAP", "").split(",") if pair)
     sources, public, virtual = [], {}, []
     for channel in channels:
