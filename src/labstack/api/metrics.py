@@ -188,7 +188,7 @@ def text(more: Sequence[Metric] = ()) -> bytes:
 
 def total(counter: Counter, among: Sequence[Metric] | None = None, /, **labels: str) -> dict[tuple[str, ...], float]:
     """A counter's values where these labels hold, by its other labels; `among` what `collect` found, by default now."""
-    name = f"{counter._name}_total"
+    name = f"{counter._name}_total"  # noqa: SLF001  # prometheus_client offers no other way to it
     return {
         tuple(value for label, value in sample.labels.items() if label not in labels): sample.value
         for metric in (collect() if among is None else among)
@@ -206,7 +206,7 @@ def begin(folder: Path) -> None:
 
 def take(slot: int) -> None:
     """In a worker, after the fork: which of those that run at once it is."""
-    global _slot
+    global _slot  # noqa: PLW0603  # one slot a process
     _slot = slot
 
 

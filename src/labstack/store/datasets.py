@@ -9,7 +9,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -394,7 +395,7 @@ def _is_whole(text: str) -> bool:
     return True
 
 
-def _read_csv(path: Path, names: Set[str] = frozenset()) -> tuple[str, list[Rows]]:
+def _read_csv(path: Path, names: AbstractSet[str] = frozenset()) -> tuple[str, list[Rows]]:
     """The description and the typed rows of a CSV file, in chunks; columns of these names are of text."""
     text: set[int] = set()  # the places of columns that are known to hold text
     if path.exists() and not path.is_file():
@@ -407,7 +408,7 @@ def _read_csv(path: Path, names: Set[str] = frozenset()) -> tuple[str, list[Rows
         raise DatasetError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def _parse(path: Path, text: set[int], names: Set[str]) -> tuple[str, list[Rows]] | None:
+def _parse(path: Path, text: set[int], names: AbstractSet[str]) -> tuple[str, list[Rows]] | None:
     """Read a file once; columns that turn out to be of text are added to `text`. None when one did so late."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         comments: list[str] = []

@@ -178,7 +178,7 @@ class _Parser:
             known = []
             for node, entry in zip(right.elts, (entry(rows) for entry in entries), strict=True):
                 if entry is not None:
-                    entry = self._moment(node, entry) if _kind(column) == "a moment" else entry
+                    entry = self._moment(node, entry) if _kind(column) == "a moment" else entry  # noqa: PLW2901
                     self._require_alike(left, column, node, entry)
                 known.append(entry)
             found = column.isin(known)
