@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from flask import Flask
@@ -258,7 +258,7 @@ class Relay:
                 connection.shutdown(socket.SHUT_RDWR)
         self._connections.clear()
 
-    def __enter__(self) -> "Relay":
+    def __enter__(self) -> Self:
         self.open()
         return self
 

@@ -54,8 +54,8 @@ def predict(lab: Lab, api: Process, number: int, *, seed: int = 1, **shifts: flo
     for _ in range(number):
         row = dict(rng.choice(rows))
         row.pop("species")
-        for name in row:
-            row[name] = round(float(str(row[name])) + rng.gauss(0, 0.02) + shifts.get(name, 0), 3)
+        for name, value in row.items():
+            row[name] = round(float(str(value)) + rng.gauss(0, 0.02) + shifts.get(name, 0), 3)
         ids.append(ask(f"{api.url}/predict", row).json["request_id"])
 
     def counted() -> int:

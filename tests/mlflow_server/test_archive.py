@@ -513,10 +513,8 @@ def test_an_archive_that_cannot_be_fetched_stops_the_start(site: str, tmp_path: 
         [sys.executable, "-m", "labstack.mlflow_server.main"],
         env=environment(
             lab_archive=f"{missing}/none.tar.gz",
-            **{
-                "lab_database_url": f"sqlite:///{tmp_path}/new/lab.db",
-                "mlflow_backend_store_uri": f"sqlite:///{tmp_path}/new/mlruns.db",
-            },
+            lab_database_url=f"sqlite:///{tmp_path}/new/lab.db",
+            mlflow_backend_store_uri=f"sqlite:///{tmp_path}/new/mlruns.db",
         ),
         capture_output=True,
         text=True,

@@ -193,7 +193,7 @@ def text(more: Sequence[Metric] = ()) -> bytes:
 
 def total(counter: Counter, among: Sequence[Metric] | None = None, /, **labels: str) -> dict[tuple[str, ...], float]:
     """Return a counter's values where these labels match, by its other labels; `among` is a result of `collect`."""
-    name = f"{counter._name}_total"
+    name = f"{counter._name}_total"  # noqa: SLF001  # prometheus_client offers no other way to it
     return {
         tuple(value for label, value in sample.labels.items() if label not in labels): sample.value
         for metric in (collect() if among is None else among)
@@ -211,7 +211,7 @@ def begin(folder: Path) -> None:
 
 def take(slot: int) -> None:
     """Set the slot of this worker. The worker calls it after the fork."""
-    global _slot
+    global _slot  # noqa: PLW0603  # one slot a process
     _slot = slot
 
 

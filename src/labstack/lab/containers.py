@@ -66,7 +66,7 @@ def prepare() -> None:
     try:
         for volume in volumes:
             if volume["type"] == "bind":
-                os.makedirs(volume["source"], exist_ok=True)
+                Path(volume["source"]).mkdir(parents=True, exist_ok=True)
     finally:
         os.umask(before)
 

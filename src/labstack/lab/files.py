@@ -1,6 +1,5 @@
 """Files among the arguments of a command, which mean the folder that the caller is in."""
 
-import os
 from pathlib import Path
 
 READ = (".csv", ".yaml", ".yml")
@@ -21,7 +20,7 @@ def resolved(arguments: list[str], folder: Path) -> list[str]:
     for argument in arguments:
         option, value = split(argument)
         is_output = "--output" in (previous, option.rstrip("="))
-        if is_output or (value.endswith(READ) and os.path.isfile(folder / value)):
+        if is_output or (value.endswith(READ) and (folder / value).is_file()):
             value = str(folder / value)
         result.append(option + value)
         previous = argument
@@ -31,4 +30,4 @@ def resolved(arguments: list[str], folder: Path) -> list[str]:
 def existing(arguments: list[str]) -> list[Path]:
     """Return the files that the arguments name by absolute paths."""
     paths = [Path(split(argument)[1]) for argument in arguments]
-    return [path for path in paths if path.is_absolute() and os.path.isfile(path)]
+    return [path for path in paths if path.is_absolute() and path.is_file()]

@@ -1,6 +1,5 @@
 """The owner of a port of this machine, as Linux shows it in /proc; other systems name none."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def owner(port: int) -> Owner | None:
         return None
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         try:
-            if os.readlink(descriptor) not in sockets:
+            if str(descriptor.readlink()) not in sockets:
                 continue
             command = Path("/proc", descriptor.parts[2], "cmdline").read_text(errors="replace")
         except OSError:

@@ -283,7 +283,7 @@ class MlflowRest:
 def _drop_body_of_redirect(answer: requests.Response, **_: Any) -> None:
     """Leave the body of a redirect unread: requests would read all of it, and keep it."""
     if answer.is_redirect:
-        answer._content = b""
+        answer._content = b""  # noqa: SLF001  # requests offers no other way
         answer.close()
 
 

@@ -3,7 +3,8 @@
 import csv
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -26,7 +27,7 @@ class CsvFile:
     chunks: list[Rows]
 
 
-def read(path: Path, chunk_rows: int, text_columns: Set[str] = frozenset()) -> CsvFile:
+def read(path: Path, chunk_rows: int, text_columns: AbstractSet[str] = frozenset()) -> CsvFile:
     """Return a CSV file's contents; columns of these names are text in any case. Raises DatasetError.
 
     A column is numeric if all cells that are not empty are finite numbers; an empty cell is a missing value.
@@ -42,7 +43,7 @@ def read(path: Path, chunk_rows: int, text_columns: Set[str] = frozenset()) -> C
         raise DatasetError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def _parse(path: Path, chunk_rows: int, text: set[int], text_columns: Set[str]) -> CsvFile | None:
+def _parse(path: Path, chunk_rows: int, text: set[int], text_columns: AbstractSet[str]) -> CsvFile | None:
     """Read a file once, and add the positions of text columns to `text`; None if one is added after the first batch."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         comments, first_line = _comments(file)

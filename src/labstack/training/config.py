@@ -199,7 +199,7 @@ class Candidate(Section):
         except (ImportError, AttributeError) as error:
             raise ValueError(f"scikit-learn has no {path}") from error
         if not (isinstance(estimator, type) and issubclass(estimator, BaseEstimator)):
-            raise ValueError(f"{path} is no estimator")
+            raise ValueError(f"{path} is no estimator")  # noqa: TRY004  # pydantic takes ValueError
         return path
 
     @model_validator(mode="after")

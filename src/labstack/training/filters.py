@@ -176,11 +176,12 @@ class _Parser:
         def is_member(rows: pd.DataFrame) -> Any:
             column = value(rows)
             known = []
-            for node, entry in zip(right.elts, (entry(rows) for entry in entries), strict=True):
-                if entry is not None:
-                    entry = self._time(node, entry) if _kind(column) == "a date" else entry
-                    self._require_alike(left, column, node, entry)
-                known.append(entry)
+            for node, entry in zip(right.elts, entries, strict=True):
+                member = entry(rows)
+                if member is not None:
+                    member = self._time(node, member) if _kind(column) == "a date" else member
+                    self._require_alike(left, column, node, member)
+                known.append(member)
             included = column.isin(known)
             return included if isinstance(op, ast.In | ast.Eq) else ~included
 

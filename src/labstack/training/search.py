@@ -267,7 +267,7 @@ def _choice(pipeline: Pipeline, trial: FrozenTrial) -> tuple[Candidate, dict[str
 
 
 def _shown(pipeline: Pipeline, trial: FrozenTrial) -> Trial:
-    began = trial.datetime_start or datetime.now()
+    began = trial.datetime_start or datetime.now()  # noqa: DTZ005  # as Optuna has it
     score = trial.value if trial.state == TrialState.COMPLETE else None
     return Trial(
         trial.number,
