@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from labstack.errors import LabError
 from labstack.lab import ROOT, STATE, commands, files, ports
