@@ -4,6 +4,7 @@ LabError
     NotKeptError                        api.recording
     ControlError                        api.serving
     NoPredictionError                   api_client
+    CommandError                        lab
     ArchiveError                        mlflow_server
     ModelFileError                      model
     NotEligibleError                    registry
