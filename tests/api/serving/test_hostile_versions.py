@@ -42,8 +42,8 @@ def health(service: Service) -> dict[str, Any]:
 @pytest.fixture
 def nothing() -> Iterator[str]:
     """The address of a server that answers everything with an empty object and success."""
-    nothing = [(200, b"{}")] * 1_000
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Nothing", (Script,), {"answers": nothing, "asked": []})) as server:
+    script = type("Nothing", (Script,), {"answers": [(200, b"{}")] * 1_000, "requests": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), script) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
