@@ -97,7 +97,7 @@ def start(service: str) -> str:
 
 def addresses() -> str:
     """Return the addresses of the services, as a person reads them."""
-    return f"\nMLflow  {_address('server_mlflow')}\nAPI     {_address('api')}\n"
+    return f"\nMLflow  {_address('server_mlflow')}\nAPI     {_address('api')}"
 
 
 def labstack(arguments: list[str], stderr: Stream = None) -> list[str]:
