@@ -71,7 +71,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What should happen to a canary, and why."""
+    """The judgement on a canary: advance, roll back or inconclusive, with its reasons."""
 
     outcome: Outcome
     reason: str
