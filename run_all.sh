@@ -29,7 +29,7 @@ train() { ## [pipeline...]: train pipelines of src/pipelines, by default all, or
   lab train "$@"
 }
 
-labstack() { ## [command...]: the lab's command: promote, rollback, canary, status, versions, manifest, data, pipeline; try --help
+labstack() { ## [command...]: the lab's command: train, promote, rollback, canary, status, versions, manifest, data, pipeline; try --help
   lab labstack "$@"
 }
 
@@ -118,7 +118,7 @@ lab() {
 
 [[ $PWD != *[?%#]* ]] || fail "Labstack cannot live in a folder whose path holds ? or % or #: $PWD"
 if [[ -n ${MLFLOW_TRACKING_URI:-} ]]; then
-  echo "This lab has an MLflow server of its own: MLFLOW_TRACKING_URI of your shell is left aside." >&2
+  echo "This lab has an MLflow server of its own: MLFLOW_TRACKING_URI of your shell is ignored." >&2
   unset MLFLOW_TRACKING_URI
 fi
 task=${1-up}

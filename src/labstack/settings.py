@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     # The API
     api_bind: str = Field(
         "127.0.0.1",
-        description="The address that the API is published on; other than loopback it requires API_ADMIN_TOKEN.",
+        description="The address that the API is published on; one other than loopback requires API_ADMIN_TOKEN.",
     )
     api_host: str = Field(
         default_factory=lambda data: data["api_bind"],
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     startup_timeout_seconds: float = Field(
         120,
         gt=0,
-        description="Seconds after its start during which an unreachable registry counts as starting.",
+        description="Seconds after the start of the API or a training in which an unreachable registry counts as starting.",
     )
     follow_interval_seconds: float = Field(
         3, gt=0, description="Seconds between two registry reads of a worker, jittered by a fifth."
@@ -137,7 +137,7 @@ class Settings(BaseSettings):
         1_073_741_824, ge=1, description="The most memory that loading and trying a version may take, in bytes."
     )
     model_load_seconds: float = Field(
-        20, gt=0, description="Seconds to fetch each file of a version, and seconds to load and try it."
+        20, gt=0, description="Timeout in seconds for fetching each file of a version, and for loading and trying it."
     )
     model_cache_bytes: int = Field(
         4_294_967_296,

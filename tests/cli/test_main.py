@@ -133,7 +133,7 @@ def test_rollback_takes_only_an_earlier_production_version(lab: Lab, model: str)
 
 
 def test_a_canary_is_started_weighted_and_stopped(lab: Lab, model: str) -> None:
-    assert "no production version for a canary" in lab.run("canary", "start", model, "2").stderr
+    assert "no production version to compare a canary with" in lab.run("canary", "start", model, "2").stderr
     lab.run("promote", model, "1", "--force")
     assert lab.run("canary", "start", model, "2").stdout.startswith(f"{model} version 2 is the canary, split 0.1; ")
     assert lab.run("canary", "weight", model, "0.5").stdout.startswith(f"{model} version 2 is the canary, split 0.5; ")

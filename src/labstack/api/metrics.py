@@ -42,21 +42,22 @@ problems = Counter("labstack_problems", "Answers that are errors, by the kind of
 predictions = Counter("labstack_predictions", "Requests that a version answered with predictions.", BY_ROLE)
 rows = Counter("labstack_predicted_rows", "Rows that a version predicted for callers.", BY_ROLE)
 out_of_range = Counter(
-    "labstack_out_of_range_values", "Values beyond the range of training, predicted all the same.", BY_ROLE
+    "labstack_out_of_range_values", "Values out of the range of training; they are predicted.", BY_ROLE
 )
 classes = Counter("labstack_predicted_classes", "Rows by the class that was predicted.", (*BY_ROLE, "class"))
 latency = Histogram(
-    "labstack_prediction_seconds", "From a request's coming to its answer.", BY_ROLE, buckets=LATENCY_BUCKETS
+    "labstack_prediction_seconds",
+    "Seconds from the arrival of a request to its answer.",
+    BY_ROLE,
+    buckets=LATENCY_BUCKETS,
 )
-failures = Counter(
-    "labstack_prediction_failures", "Requests whose rows were in order and whose prediction failed.", BY_ROLE
-)
+failures = Counter("labstack_prediction_failures", "Requests with valid rows whose prediction failed.", BY_ROLE)
 shadowed = Counter(
     "labstack_shadow_rows",
     "Rows that a canary and production both predicted, by outcome.",
     ("model", "version", "outcome"),
 )
-dropped = Counter("labstack_dropped", "What was not recorded, as its queue was full.", ("what",))
+dropped = Counter("labstack_dropped", "What was dropped because a queue was full or a write was refused.", ("what",))
 kept = Counter("labstack_kept", "What was written to our database.", ("what",))
 database = Gauge(
     "labstack_database_reachable",

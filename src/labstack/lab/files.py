@@ -1,5 +1,6 @@
 """Files among the arguments of a command, which mean the folder that the caller is in."""
 
+import os
 from pathlib import Path
 
 READ = (".csv", ".yaml", ".yml")
@@ -20,7 +21,7 @@ def resolved(arguments: list[str], folder: Path) -> list[str]:
     for argument in arguments:
         option, value = split(argument)
         is_output = "--output" in (previous, option.rstrip("="))
-        if is_output or (value.endswith(READ) and (folder / value).is_file()):
+        if is_output or (value.endswith(READ) and _is_file(folder / value)):
             value = str(folder / value)
         result.append(option + value)
         previous = argument
@@ -30,4 +31,8 @@ def resolved(arguments: list[str], folder: Path) -> list[str]:
 def existing(arguments: list[str]) -> list[Path]:
     """Return the files that the arguments name by absolute paths."""
     paths = [Path(split(argument)[1]) for argument in arguments]
-    return [path for path in paths if path.is_absolute() and path.is_file()]
+    return [path for path in paths if path.is_absolute() and _is_file(path)]
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises OSError for a name that is too long

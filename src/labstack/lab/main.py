@@ -170,7 +170,7 @@ def _lock() -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Another ./run_all.sh is at work here; waiting for it.", file=sys.stderr)
+            print("Another ./run_all.sh is running here; waiting for it.", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

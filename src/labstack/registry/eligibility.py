@@ -31,7 +31,7 @@ def require_passed(client: MlflowRest, model: str, number: int) -> None:
         for name, verdict in sorted(tags.items())
         if name.startswith(GATE_TAG) and verdict.startswith(FAILED)
     ]
-    reason = "; ".join(failed) or "they never judged it"
+    reason = "; ".join(failed) or "it was never judged"
     raise NotEligibleError(f"Version {number} of {model!r} has not passed its gates: {reason}. --force promotes it.")
 
 

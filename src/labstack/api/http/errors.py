@@ -71,7 +71,7 @@ def _from_http(error: HTTPException) -> Response:
         limit = request.max_content_length
         return _answer(Problem(413, "too-large", f"The body holds more than {limit:,} bytes (MAX_REQUEST_BYTES)."))
     if isinstance(error, ClientDisconnected):
-        return _answer(Problem(400, "incomplete", "The body was incomplete or came too slowly. Send it again."))
+        return _answer(Problem(400, "incomplete", "The body was incomplete or arrived too slowly. Send it again."))
     response = _answer(Problem(error.code or 500, "http", error.description or ""))
     for name, value in error.get_headers():
         if name.lower() == "allow":

@@ -5,7 +5,7 @@ import re
 import time
 from typing import NamedTuple
 
-SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Call(NamedTuple):
@@ -19,12 +19,12 @@ class Call(NamedTuple):
 
 
 def request_id(header: str) -> str:
-    """Return the caller's request id if it is sane, else a new one.
+    """Return the caller's request id if it is valid, else a new one.
 
     New ids begin with the time, as UUID version 7 (RFC 9562) does: random ids would each touch another page of the
     database's index, and inserts would take ten times as long.
     """
-    if SANE_REQUEST_ID.fullmatch(header):
+    if VALID_REQUEST_ID.fullmatch(header):
         return header
     return f"{time.time_ns() // 1_000_000:012x}{random.getrandbits(80):020x}"
 
