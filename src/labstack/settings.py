@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     startup_timeout_seconds: float = Field(
         120,
         gt=0,
-        description="Seconds after the start of the API or a training in which an unreachable registry counts as starting.",
+        description="Seconds after the start of an API or a training in which an unreachable registry is starting.",
     )
     follow_interval_seconds: float = Field(
         3, gt=0, description="Seconds between two registry reads of a worker, jittered by a fifth."
