@@ -110,10 +110,11 @@ environment() {
   "$PYTHON" conda-cfg/local_environment.py
 }
 
-# Become a task of src/labstack/lab.
+# Become a task of src/labstack/lab. A Python without an environment finds the package by PYTHONPATH; what the task starts
+# does too, so that a copied folder or an outdated environment runs the code of this folder.
 lab() {
   find_python
-  exec "$PYTHON" src/labstack/lab/main.py "$caller" "$@"
+  PYTHONPATH=$PWD/src exec "$PYTHON" src/labstack/lab/main.py "$caller" "$@"
 }
 
 [[ $PWD != *[?%#]* ]] || fail "Labstack cannot live in a folder whose path holds ? or % or #: $PWD"

@@ -54,6 +54,15 @@ def test_a_task_is_handed_over_with_its_arguments_and_the_callers_folder(
     assert json.loads(done.stdout) == [[str(script.parents[1]), *received], None]
 
 
+def test_the_lab_needs_no_package_and_runs_the_code_of_its_own_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a clone"
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    bare = Path(sys.base_prefix, "bin", "python3")
+    done = call(Path(shutil.copy2(ROOT / "run_all.sh", folder)), "status", PYTHON=str(bare))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("There is no lab here yet.")
+
+
 def test_the_shells_mlflow_server_is_ignored(script: Path) -> None:
     done = call(script, "status", MLFLOW_TRACKING_URI="http://mlflow.example")
     assert json.loads(done.stdout)[1] is None

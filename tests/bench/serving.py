@@ -258,8 +258,8 @@ IN_PROCESS = """
 import sys, time, statistics
 from pathlib import Path
 import orjson
-from labstack import predictor
-from labstack.contract import Contract, Plan
+from labstack.model import predictor
+from labstack.model.contract import Contract, Plan
 folder, body = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
 contract = Contract.read(folder)
 loaded, plan, times = predictor.load(folder, contract, predictor.Limits(10, 1 << 30)), Plan(contract), []

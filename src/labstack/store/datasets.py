@@ -95,14 +95,14 @@ def load_csv(engine: Engine, path: Path, name: str, append: bool = False) -> int
     known = summary(engine, name).columns if append else ()
     file = csv_files.read(path, CHUNK_ROWS, {column.name for column in known if column.type == "text"})
     chunks = file.chunks
-    now = datetime.now(UTC)
+    now, sha256 = datetime.now(UTC), _sha256(path)  # hashed before other writers have to wait
     try:
         with writing(engine) as session:
             if append:
                 dataset = _require(session, name)
                 chunks = [_arrange(chunk, dataset, path) for chunk in chunks]
             elif _find(session, name) is None:
-                dataset = _new(name, file, _sha256(path), now)
+                dataset = _new(name, file, sha256, now)
                 session.add(dataset)
                 session.flush()
             else:

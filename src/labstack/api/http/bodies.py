@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from labstack.api.problems import Problem, field_errors
 
-MESSAGES = 3  # of a body's errors, in the detail of an answer; its `errors` has all of them
 
 Value = str | bool | int | float
 T = TypeVar("T")
@@ -62,13 +61,16 @@ class Feedback(BaseModel):
 FEEDBACK: TypeAdapter[list[Feedback]] = TypeAdapter(Annotated[list[Feedback], Field(min_length=1)])
 
 
-def validate(validator: Callable[[Any], T], value: Any, kind: str = "body") -> T:
-    """Return what pydantic's validator makes of a value. Raises Problem, 422 of this kind, that names every error."""
+def validate(validator: Callable[[Any], T], value: Any, kind: str = "body", detailed: int | None = None) -> T:
+    """Return what pydantic's validator makes of a value. Raises Problem, 422 of this kind, that names every error.
+
+    Its detail names the first `detailed` of them, or all.
+    """
     try:
         return validator(value)
     except ValidationError as error:
         faults = field_errors(error)
-        detail = "; ".join(f"{field}: {message}" for field, message in faults[:MESSAGES])
+        detail = "; ".join(f"{field}: {message}" for field, message in faults[:detailed])
         raise Problem(422, kind, f"{detail}.", faults) from None
 
 

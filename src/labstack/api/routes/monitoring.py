@@ -37,7 +37,7 @@ def feedback() -> dict[str, Any]:
             409, "prediction-log-off", "No predictions are kept, so outcomes cannot be recorded: PREDICTION_LOG=off."
         )
     value = json_body()
-    outcomes = validate(FEEDBACK.validate_python, value if isinstance(value, list) else [value])
+    outcomes = validate(FEEDBACK.validate_python, value if isinstance(value, list) else [value], detailed=3)
     limit = service().settings.max_request_rows
     rows = {each.request_id: [each.outcome] if each.outcomes is None else each.outcomes for each in outcomes}
     if (total := sum(map(len, rows.values()))) > limit:
