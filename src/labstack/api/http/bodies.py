@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from labstack.api.problems import Problem, field_errors
 
-
 Value = str | bool | int | float
 T = TypeVar("T")
 
