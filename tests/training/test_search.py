@@ -5,10 +5,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
@@ -150,6 +152,19 @@ def test_trainings_that_run_at_once_share_a_search(table: Path, url: str) -> Non
         numbers = pool.starmap(_join, [(table, url)] * 2)
     assert min(numbers) > 0
     assert 30 <= sum(numbers) <= 31  # one may have begun when the last was counted
+
+
+def test_a_trial_that_another_process_has_finished_is_left_to_it(
+    table: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, rows = make(table, trials=6)
+    study = module._create(pipeline, url, "mine")
+    taken = study.ask()
+    study.tell(taken, state=optuna.trial.TrialState.PRUNED)
+    monkeypatch.setattr(module, "_ask", lambda study: optuna.Trial(study, taken._trial_id))
+    matrix, target = rows.matrix[rows.train], rows.target[rows.train]
+    folds = data.folds(pipeline, rows)
+    assert module._trial(pipeline, rows.columns, matrix, target, folds, url, "mine", 0, time.time() + 60) is None
 
 
 def test_a_killed_search_resumes(table: Path, url: str, tmp_path: Path) -> None:

@@ -208,12 +208,17 @@ def _trial(
     try:
         value = _cross_validate(pipeline, columns, matrix, target, folds, trial)
     except optuna.TrialPruned:
-        study.tell(trial, state=TrialState.PRUNED)
+        study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return None  # another process took the same waiting trial, and has finished it
     except Exception as error:  # for parameters that do not fit each other, estimators raise many types
-        trial.set_user_attr("error", " ".join(str(error).split())[:500])
-        study.tell(trial, state=TrialState.PRUNED)  # the sampler learns from pruned trials, not from failed ones
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            trial.set_user_attr("error", " ".join(str(error).split())[:500])
+        study.tell(
+            trial, state=TrialState.PRUNED, skip_if_finished=True
+        )  # the sampler learns from pruned trials, not from failed ones
     else:
-        study.tell(trial, value)
+        study.tell(trial, value, skip_if_finished=True)
     return trial.number
 
 
