@@ -30,7 +30,7 @@ from labstack.settings import ROOT, Settings
 from labstack.store import datasets
 from labstack.store.database import connect, migrate
 from labstack.training import config
-from labstack.training.outcome import Outcome
+from labstack.training.outcome import TrainingOutcome
 from labstack.training.train import train
 from tests.preloaded import Preloaded
 
@@ -317,7 +317,7 @@ class Lab:
         candidate = {key: changes.pop(key, first[key]) for key in ("estimator", "params")}
         return config.Pipeline.model_validate(given | {"candidates": [candidate]} | changes)
 
-    def outcome(self, name: str, **changes: Any) -> Outcome:
+    def outcome(self, name: str, **changes: Any) -> TrainingOutcome:
         """Train a bundled pipeline, some of its keys changed; what it came to."""
         return train(self.pipeline(name, **changes), self.registry, self.engine, self.settings())
 

@@ -42,7 +42,7 @@ def test_a_text_that_grows_in_json_is_shortened_too() -> None:
 def test_no_caller_waits_for_a_reader_and_dropped_lines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "WAITING_LINES", 100)
     stream, dropped = Blocked(), []
-    output = logs.Output(stream)
+    output = logs.LogOutput(stream)
     output.start(lambda: dropped.append(1))
     output.put("first")
     wait_until(lambda: output._background and output._background.waiting == 0, 10, "the first line is being written")
@@ -60,7 +60,7 @@ def test_a_stream_that_cannot_be_written_raises_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     stream = os.fdopen(writer, "w")
-    logs.Output(stream).put("nobody reads")
+    logs.LogOutput(stream).put("nobody reads")
     with pytest.raises(BrokenPipeError):
         stream.close()
 

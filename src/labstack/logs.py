@@ -31,7 +31,7 @@ LINE_BYTES = select.PIPE_BUF - 1
 WAITING_LINES = 10_000
 
 
-class Output:
+class LogOutput:
     """Writes lines to a stream, directly or in a thread, so that no caller waits for the stream's reader."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -84,7 +84,7 @@ class Handler(logging.Handler):
         output.put(self.format(record))
 
 
-output = Output(sys.stdout)
+output = LogOutput(sys.stdout)
 
 
 def _to_json(event: dict[str, Any], **_: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 from labstack.errors import LabError
 from labstack.lab import main, places
 from labstack.lab.commands import CommandError
-from labstack.lab.main import Call
+from labstack.lab.main import TaskCall
 from labstack.settings import ROOT
 
 
@@ -76,20 +76,20 @@ def test_a_backup_is_whole_or_not_there(folder: Path, place: SimpleNamespace) ->
     for script, error in (("echo half; exit 1", "Nothing was written."), ("kill -INT $PPID; sleep 1", None)):
         place.script["write"] = script
         with pytest.raises((LabError, KeyboardInterrupt)) as raised:
-            main.backup(Call(["lab.tar.gz"], folder))
+            main.backup(TaskCall(["lab.tar.gz"], folder))
         assert (str(raised.value) or None) == error
         assert not list(folder.glob("lab.tar.gz*"))
         assert not places.SAVED.exists()
     place.script["write"] = "echo data"
-    assert main.backup(Call(["lab.tar.gz"], folder)) == 0
+    assert main.backup(TaskCall(["lab.tar.gz"], folder)) == 0
     assert archive.read_text() == "data\n"
     assert archive.stat().st_mode & 0o777 == 0o600
     assert places.SAVED.exists()
     with pytest.raises(LabError, match=r"lab\.tar\.gz exists already\. Nothing was written\."):
-        main.backup(Call(["lab.tar.gz"], folder))
+        main.backup(TaskCall(["lab.tar.gz"], folder))
     with pytest.raises(LabError, match=r"/none/x cannot be written: No such file or directory\. Nothing was written\."):
-        main.backup(Call(["none/x"], folder))
-    assert main.backup(Call([], folder)) == 0
+        main.backup(TaskCall(["none/x"], folder))
+    assert main.backup(TaskCall([], folder)) == 0
     assert len(list(folder.glob("labstack-*.tar.gz"))) == 1
 
 
@@ -98,7 +98,7 @@ def test_a_restore_stops_the_lab_reads_the_archive_and_starts_it_again(
     folder: Path, place: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "lab.tar.gz").write_text("data")
-    call = Call(["lab.tar.gz", "--yes"], folder)
+    call = TaskCall(["lab.tar.gz", "--yes"], folder)
     assert main.restore(call) == 0
     assert (folder / "read").read_text() == "data"
     assert (folder / "calls").read_text() == "down\n"
@@ -149,14 +149,14 @@ def test_clean_deletes_what_was_made_and_nothing_else(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     (folder / "outputs/link").symlink_to(folder / "src")
-    assert main.clean(Call(["--yes"], folder)) == 0
+    assert main.clean(TaskCall(["--yes"], folder)) == 0
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == set(kept)
 
 
 def test_tasks_that_take_no_arguments_refuse_them(folder: Path) -> None:
     for task in (main.status, main.down):
         with pytest.raises(LabError, match=r"^This task takes no argument 'now'\.$"):
-            task(Call(["now"], folder))
+            task(TaskCall(["now"], folder))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_failure_is_an_exit_code_and_a_message(
     code: int,
     message: str,
 ) -> None:
-    def failing(_call: Call) -> int:
+    def failing(_call: TaskCall) -> int:
         raise error
 
     monkeypatch.setitem(main.TASKS, "status", failing)

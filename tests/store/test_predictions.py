@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func, select
 
 from labstack.store import predictions
 from labstack.store.database import reading, writing
-from labstack.store.predictions import Feedback, FeedbackError, Outcome, Prediction, Row
+from labstack.store.predictions import FeedbackError, FeedbackResult, Outcome, Prediction, Row
 
 
 def row(request_id: str, *outputs: Any, at: float = 0.0, model: str = "m", version: int = 1) -> Row:
@@ -35,7 +35,7 @@ def kept(engine: Engine) -> list[str]:
 def test_outcomes_join_their_predictions(engine: Engine) -> None:
     keep(engine, row("a", ("x", 0.9)), row("b", ("x", 0.8)), row("c", ("y", 0.6), ("x", 0.55)))
     feedback = predictions.feed_back(engine, {"a": ["x"], "b": ["y"], "c": ["y", None], "nobody": ["x"]})
-    assert feedback == Feedback(recorded=3, unknown=["nobody"])
+    assert feedback == FeedbackResult(recorded=3, unknown=["nobody"])
     live = predictions.live(engine, "m", 1)
     assert (live.count, live.correct, live.absolute) == (3, 2, None)
     summary = live.summary
@@ -48,15 +48,15 @@ def test_outcomes_join_their_predictions(engine: Engine) -> None:
 
 def test_feeding_back_again_changes_nothing_and_another_outcome_takes_its_place(engine: Engine) -> None:
     keep(engine, row("a", ("x", 0.9)))
-    assert predictions.feed_back(engine, {"a": ["y"]}) == Feedback(recorded=1)
-    assert predictions.feed_back(engine, {"a": ["y"]}) == Feedback(known=1)
-    assert predictions.feed_back(engine, {"a": ["x"]}) == Feedback(replaced=1)
+    assert predictions.feed_back(engine, {"a": ["y"]}) == FeedbackResult(recorded=1)
+    assert predictions.feed_back(engine, {"a": ["y"]}) == FeedbackResult(known=1)
+    assert predictions.feed_back(engine, {"a": ["x"]}) == FeedbackResult(replaced=1)
     assert (predictions.live(engine, "m", 1).count, predictions.live(engine, "m", 1).correct) == (1, 1)
 
 
 def test_the_same_fed_back_at_once_counts_once(engine: Engine) -> None:
     keep(engine, *(row(f"r{number}", ("x", 0.9)) for number in range(100)))
-    results: list[Feedback] = []
+    results: list[FeedbackResult] = []
     outcomes = {f"r{number}": ["x"] for number in range(100)}
     threads = [
         threading.Thread(target=lambda: results.append(predictions.feed_back(engine, outcomes))) for _ in range(8)
@@ -72,7 +72,7 @@ def test_the_same_fed_back_at_once_counts_once(engine: Engine) -> None:
 
 def test_errors_of_numbers(engine: Engine) -> None:
     keep(engine, row("a", 10.0, 20.0), row("b", None))
-    assert predictions.feed_back(engine, {"a": [13, 19.0], "b": [1]}) == Feedback(recorded=3)
+    assert predictions.feed_back(engine, {"a": [13, 19.0], "b": [1]}) == FeedbackResult(recorded=3)
     summary = predictions.live(engine, "m", 1).summary
     assert summary == {  # of the two that were numbers
         "outcomes": 2,

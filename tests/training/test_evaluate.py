@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import LinearSVC
 
 from labstack.training import evaluate
-from labstack.training.evaluate import Predictions, Scorer
+from labstack.training.evaluate import HeldOutPredictions, Scorer
 
 
 @pytest.mark.parametrize("load", [load_iris, load_breast_cancer])
@@ -40,7 +40,7 @@ def test_the_metrics_of_numbers_are_those_of_scikit_learn() -> None:
         "mae": metrics.mean_absolute_error(target, outputs),
         "r2": metrics.r2_score(target, outputs),
     }
-    assert Scorer("regression", target, Predictions(outputs)).all() == pytest.approx(expected)
+    assert Scorer("regression", target, HeldOutPredictions(outputs)).all() == pytest.approx(expected)
 
 
 def test_without_probabilities_there_are_no_metrics_of_them() -> None:
@@ -51,7 +51,9 @@ def test_without_probabilities_there_are_no_metrics_of_them() -> None:
 
 
 def test_a_class_without_training_rows_counts_as_wrong() -> None:
-    predictions = Predictions(np.array(["a", "b", "a"]), ("a", "b"), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]))
+    predictions = HeldOutPredictions(
+        np.array(["a", "b", "a"]), ("a", "b"), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    )
     scorer = Scorer("classification", np.array(["a", "b", "c"]), predictions)
     assert scorer("accuracy") == pytest.approx(2 / 3)
     assert scorer("log_loss") > 10
@@ -62,33 +64,35 @@ def test_an_interval_covers_at_its_level() -> None:
     covered = 0
     for seed in range(100):
         correct = random.random(200) < 0.8
-        predictions = Predictions(np.where(correct, "a", "b"), ("a", "b"))
+        predictions = HeldOutPredictions(np.where(correct, "a", "b"), ("a", "b"))
         low, high = evaluate.intervals(Scorer("classification", np.full(200, "a"), predictions), seed)["accuracy"]
         covered += low <= 0.8 <= high
     assert 88 <= covered <= 100
 
 
 def test_an_undefined_metric_is_omitted() -> None:
-    scorer = Scorer("regression", np.full(10, 3.0), Predictions(np.full(10, 2.0)))
+    scorer = Scorer("regression", np.full(10, 3.0), HeldOutPredictions(np.full(10, 2.0)))
     assert scorer.all() == {"rmse": 1.0, "mae": 1.0}
 
 
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [
-        (Predictions(np.array([1.0, 2.0])), Predictions(np.array([1.0, 2.0 + 1e-12])), True),
-        (Predictions(np.array([1.0, 2.0])), Predictions(np.array([1.0, 2.1])), False),
-        (Predictions(np.array(["a"]), ("a", "b")), Predictions(np.array(["a"]), ("a", "b")), True),
-        (Predictions(np.array(["a"]), ("a", "b")), Predictions(np.array(["a"]), ("a", "c")), False),
+        (HeldOutPredictions(np.array([1.0, 2.0])), HeldOutPredictions(np.array([1.0, 2.0 + 1e-12])), True),
+        (HeldOutPredictions(np.array([1.0, 2.0])), HeldOutPredictions(np.array([1.0, 2.1])), False),
+        (HeldOutPredictions(np.array(["a"]), ("a", "b")), HeldOutPredictions(np.array(["a"]), ("a", "b")), True),
+        (HeldOutPredictions(np.array(["a"]), ("a", "b")), HeldOutPredictions(np.array(["a"]), ("a", "c")), False),
         (
-            Predictions(np.array(["a"]), ("a", "b")),
-            Predictions(np.array(["a"]), ("a", "b"), np.array([[1.0, 0]])),
+            HeldOutPredictions(np.array(["a"]), ("a", "b")),
+            HeldOutPredictions(np.array(["a"]), ("a", "b"), np.array([[1.0, 0]])),
             False,
         ),
-        (Predictions(np.array([1.0])), None, False),
+        (HeldOutPredictions(np.array([1.0])), None, False),
     ],
 )
-def test_two_versions_may_predict_the_same(first: Predictions, second: Predictions | None, same: bool) -> None:
+def test_two_versions_may_predict_the_same(
+    first: HeldOutPredictions, second: HeldOutPredictions | None, same: bool
+) -> None:
     assert evaluate.agree(first, second) is same
 
 
@@ -97,7 +101,9 @@ def test_the_area_is_of_all_rows() -> None:
     target = np.where(random.random(30_000) < 0.5, "a", "b")
     noise = np.concatenate([np.zeros(20_000), random.normal(size=10_000) * 9])  # the first rows are easy
     scores = 1 / (1 + np.exp(-((target == "b") - 0.5 + noise)))
-    predictions = Predictions(np.where(scores > 0.5, "b", "a"), ("a", "b"), np.column_stack([1 - scores, scores]))
+    predictions = HeldOutPredictions(
+        np.where(scores > 0.5, "b", "a"), ("a", "b"), np.column_stack([1 - scores, scores])
+    )
     area = Scorer("classification", target, predictions)("roc_auc")
     assert area == pytest.approx(metrics.roc_auc_score(target == "b", scores))
     assert area < 0.99

@@ -13,7 +13,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from labstack.training import config, data, evaluate, gates, package
 from labstack.training.config import Pipeline
 from labstack.training.estimator import make_core
-from labstack.training.evaluate import Predictions, Scorer
+from labstack.training.evaluate import HeldOutPredictions, Scorer
 from labstack.training.gates import Gate, Production
 from labstack.training.package import Package
 from labstack.training.table import TrainingTable
@@ -138,21 +138,23 @@ def test_a_slow_prediction_fails(tables: dict[str, Path], tmp_path: Path) -> Non
     assert verdicts(tables, tmp_path, latency_ms=0.00001)["latency"].passed is False
 
 
-def production(table: TrainingTable, packed: Package, predictions: Predictions | None, **more: Any) -> Production:
+def production(
+    table: TrainingTable, packed: Package, predictions: HeldOutPredictions | None, **more: Any
+) -> Production:
     return Production(7, packed.contract, np.arange(len(table.test)), predictions, **more)
 
 
-def rival(table: TrainingTable, estimator: BaseEstimator) -> Predictions:
+def rival(table: TrainingTable, estimator: BaseEstimator) -> HeldOutPredictions:
     estimator.fit(table.matrix[table.train], table.target[table.train])
     return evaluate.predict(estimator, table.matrix[table.test])
 
 
 def test_a_better_or_equal_candidate_passes_and_a_worse_one_fails(tables: dict[str, Path], tmp_path: Path) -> None:
     pipeline, table, packed, scorer = judged(tables, tmp_path)
-    same = Predictions(packed.core.predict(table.matrix[table.test]))
-    worse = Predictions(same.outputs + 3)
-    better = Predictions(table.target[table.test] + 0.01)
-    rounded = Predictions(same.outputs * (1 + 1e-15))
+    same = HeldOutPredictions(packed.core.predict(table.matrix[table.test]))
+    worse = HeldOutPredictions(same.outputs + 3)
+    better = HeldOutPredictions(table.target[table.test] + 0.01)
+    rounded = HeldOutPredictions(same.outputs * (1 + 1e-15))
     cases = [(same, True, "equal to"), (rounded, True, "equal to")]
     cases += [(worse, True, "better than"), (better, False, "worse than")]
     for theirs, passed, relation in cases:
@@ -165,7 +167,7 @@ def test_a_margin_passes_a_candidate_that_is_slightly_worse(tables: dict[str, Pa
     for margin, passed in ((0.0, False), (5.0, True)):
         pipeline, table, packed, scorer = judged(tables, tmp_path, margin=margin)
         target, mine = table.target[table.test], packed.core.predict(table.matrix[table.test])
-        theirs = Predictions(mine + (target - mine) / 10)
+        theirs = HeldOutPredictions(mine + (target - mine) / 10)
         gate = gates.not_worse(pipeline, table, scorer, production(table, packed, theirs))
         assert gate.passed is passed
         assert ("within the margin" if passed else "beyond the margin") in gate.said
@@ -176,7 +178,7 @@ def test_a_candidate_that_cannot_be_compared_fails(tables: dict[str, Path], tmp_
     gate = gates.not_worse(pipeline, table, scorer, production(table, packed, None, why="version 7 takes d too"))
     assert (gate.passed, gate.said) == (False, "version 7 takes d too, so the two cannot be compared")
     by_loss = pipeline.model_copy(update={"metric": "log_loss"})
-    labels = Predictions(np.full(len(table.test), "high"), ("high", "low"))
+    labels = HeldOutPredictions(np.full(len(table.test), "high"), ("high", "low"))
     gate = gates.not_worse(by_loss, table, scorer, production(table, packed, labels))
     assert (gate.passed, "version 7 gives no log_loss" in gate.said) == (False, True)
 
@@ -205,7 +207,7 @@ def test_a_candidate_must_serve_the_callers_of_production(tables: dict[str, Path
 def test_rows_that_production_cannot_take_are_not_compared(tables: dict[str, Path], tmp_path: Path) -> None:
     pipeline, table, packed, scorer = judged(tables, tmp_path)
     taken = np.arange(0, len(table.test), 3)
-    theirs = Predictions(packed.core.predict(table.matrix[table.test][taken]) + 3)
+    theirs = HeldOutPredictions(packed.core.predict(table.matrix[table.test][taken]) + 3)
     gate = gates.not_worse(pipeline, table, scorer, Production(7, packed.contract, taken, theirs))
     assert (gate.passed, "; on 50 of 150 rows, as version 7 takes no others" in gate.said) == (True, True)
     assert gate.figures["candidate"] == scorer("rmse", taken)

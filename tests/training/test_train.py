@@ -21,7 +21,7 @@ from labstack.store import datasets
 from labstack.store.audit import Entry, role_moves
 from labstack.training import card, config, data, gates, progress, tracking, train
 from labstack.training.gates import Gate
-from labstack.training.outcome import Outcome
+from labstack.training.outcome import TrainingOutcome
 from labstack.training.promotion import TrainingError
 from tests.conftest import Lab, Relay
 
@@ -220,7 +220,7 @@ def test_an_unchanged_pipeline_is_skipped(lab: Lab, name: str, tmp_path: Path) -
     datasets.load_csv(lab.engine, tmp_path / "t.csv", name)
     pipeline = lab.pipeline("student_exam", model=name, data={"dataset": name, "target": "y"})
 
-    def again(changed: config.Pipeline = pipeline) -> Outcome:
+    def again(changed: config.Pipeline = pipeline) -> TrainingOutcome:
         return train.train(changed, lab.registry, lab.engine, lab.settings(), if_changed=True)
 
     assert again().version == 1
@@ -274,7 +274,7 @@ def test_a_version_that_cannot_be_compared_is_not_promoted(lab: Lab, name: str) 
 
 def test_two_trainings_at_once_both_finish_and_the_better_one_wins(lab: Lab, name: str) -> None:
     lab.train("student_exam", model=name, params={"alpha": 10_000.0})
-    outcomes: list[Outcome] = []
+    outcomes: list[TrainingOutcome] = []
     together = threading.Barrier(2)
     judge = gates.judge
 

@@ -14,7 +14,7 @@ from labstack.cli.base import Commands, Lab, exit_on_error, json_option, print_j
 if TYPE_CHECKING:
     from labstack.training.config import Pipeline
     from labstack.training.gates import Gate
-    from labstack.training.outcome import Outcome
+    from labstack.training.outcome import TrainingOutcome
 
 NOT_PROMOTED = 3  # the exit code when a trained version did not pass its gates
 
@@ -38,7 +38,7 @@ def train(
     from labstack.training import config
 
     model = ""
-    outcomes: list[Outcome] = []
+    outcomes: list[TrainingOutcome] = []
     with exit_on_error(lambda: f"Training{model} stopped: "), _report(lab, outcomes, as_json):
         chosen = [config.read(name) for name in pipelines or config.names()]
         datasets.load_bundled(lab.engine)
@@ -101,18 +101,18 @@ def pipeline_init(lab: Lab, dataset: str, target: str, model: str | None, output
     click.echo(f"{output} is written; train it: labstack train {output}")
 
 
-def _production(lab: Lab, model: str) -> "Outcome | None":
+def _production(lab: Lab, model: str) -> "TrainingOutcome | None":
     """The outcome for a model that has a production version already; None when it has none."""
     from labstack.registry.roles import living_production
-    from labstack.training.outcome import Outcome
+    from labstack.training.outcome import TrainingOutcome
 
     version = living_production(lab.client, model)
     if version is None:
         return None
-    return Outcome(model, version.number, None, {}, True, True, "it existed already")
+    return TrainingOutcome(model, version.number, None, {}, True, True, "it existed already")
 
 
-def _train(lab: Lab, pipeline: "Pipeline", register: bool, if_changed: bool) -> "Outcome":
+def _train(lab: Lab, pipeline: "Pipeline", register: bool, if_changed: bool) -> "TrainingOutcome":
     from labstack import logs
     from labstack.training.train import train
 
@@ -139,7 +139,7 @@ def _approve(gates: "list[Gate]") -> bool:
 
 
 @contextmanager
-def _report(lab: Lab, outcomes: "list[Outcome]", as_json: bool) -> Iterator[None]:
+def _report(lab: Lab, outcomes: "list[TrainingOutcome]", as_json: bool) -> Iterator[None]:
     """Print the outcomes and write the manifest, also when a later training failed."""
     from labstack.registry import manifest
     from labstack.training import progress

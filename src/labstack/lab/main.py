@@ -28,7 +28,7 @@ CACHES = (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "**/__py
 
 
 @dataclass(frozen=True)
-class Call:
+class TaskCall:
     """A task's arguments, and the folder of the caller."""
 
     arguments: list[str]
@@ -43,7 +43,7 @@ class Call:
             raise LabError(f"This task takes no argument '{self.arguments[0]}'.")
 
 
-def up(call: Call) -> int:
+def up(call: TaskCall) -> int:
     """Bring the lab up."""
     with _lock():
         _ensure_token()
@@ -60,40 +60,40 @@ def up(call: Call) -> int:
     return 0
 
 
-def down(call: Call) -> int:
+def down(call: TaskCall) -> int:
     """Stop the lab."""
     call.require_no_arguments()
     with _lock():
         return commands.run(places.find().down())
 
 
-def status(call: Call) -> int:
+def status(call: TaskCall) -> int:
     """Print the state of each service; return 1 unless all are up."""
     call.require_no_arguments()
     return places.find().status()
 
 
-def logs(call: Call) -> int:
+def logs(call: TaskCall) -> int:
     """Print the logs of one service, or of all."""
     return commands.run(places.find().logs(call.arguments))
 
 
-def train(call: Call) -> int:
+def train(call: TaskCall) -> int:
     """Train pipelines."""
-    return labstack(Call(["train", *call.arguments], call.folder))
+    return labstack(TaskCall(["train", *call.arguments], call.folder))
 
 
-def labstack(call: Call) -> int:
+def labstack(call: TaskCall) -> int:
     """Run the `labstack` command."""
     return commands.run(places.find().labstack(files.resolved(call.arguments, call.folder)))
 
 
-def predict(call: Call) -> int:
+def predict(call: TaskCall) -> int:
     """Ask the API for one prediction."""
     return commands.run(places.find().predict(call.arguments))
 
 
-def backup(call: Call) -> int:
+def backup(call: TaskCall) -> int:
     """Write all of the lab into one archive, which only its owner may read."""
     place = places.find()
     file = call.file(f"labstack-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
@@ -116,7 +116,7 @@ def backup(call: Call) -> int:
     return 0
 
 
-def restore(call: Call) -> int:
+def restore(call: TaskCall) -> int:
     """Replace the lab's data by those of an archive."""
     if not call.arguments:
         raise LabError("Which archive? ./run_all.sh restore <file>")
@@ -142,7 +142,7 @@ def restore(call: Call) -> int:
     return 0
 
 
-def clean(call: Call) -> int:
+def clean(call: TaskCall) -> int:
     """Stop the lab and delete all that it made, and all that tools made."""
     with _lock():
         _confirm("Delete every model, run, prediction and setting of this lab?", "deleted", call.arguments)
@@ -157,7 +157,7 @@ def clean(call: Call) -> int:
     return 0
 
 
-TASKS: dict[str, Callable[[Call], int]] = {
+TASKS: dict[str, Callable[[TaskCall], int]] = {
     task.__name__: task for task in (up, down, status, logs, train, labstack, predict, backup, restore, clean)
 }
 
@@ -220,7 +220,7 @@ def main() -> int:
         sys.stdout.reconfigure(line_buffering=True)  # its lines stay in order with those of commands
     folder, task, *arguments = sys.argv[1:]
     try:
-        return TASKS[task](Call(arguments, Path(folder)))
+        return TASKS[task](TaskCall(arguments, Path(folder)))
     except KeyboardInterrupt:
         print(
             "Interrupted. Services keep running: ./run_all.sh status shows them, ./run_all.sh down stops them.",

@@ -54,7 +54,7 @@ API_SETTINGS = set(Settings.model_fields) - (MLFLOW_SETTINGS - _SHARED_SETTINGS)
 
 
 @dataclass(frozen=True)
-class Service:
+class LocalService:
     """A service of the lab: its command, and where it listens by the current settings."""
 
     name: str
@@ -212,12 +212,12 @@ class Service:
         return was_running
 
 
-def services(settings: Settings) -> tuple[Service, ...]:
+def services(settings: Settings) -> tuple[LocalService, ...]:
     """Return the lab's services, in the order in which they start."""
     mlflow = ("-m", "labstack.mlflow_server.main")
     api = ("-m", "gunicorn", "-c", "python:labstack.api.server.config", "labstack.api.server.wsgi:app")
     return (
-        Service(
+        LocalService(
             "server_mlflow",
             mlflow,
             reached_at(settings.mlflow_host),
@@ -225,7 +225,7 @@ def services(settings: Settings) -> tuple[Service, ...]:
             "MLFLOW_PORT",
             _digest(settings, MLFLOW_SETTINGS),
         ),
-        Service(
+        LocalService(
             "api", api, reached_at(settings.api_host), settings.api_port, "API_PORT", _digest(settings, API_SETTINGS)
         ),
     )
@@ -280,7 +280,7 @@ def main() -> None:
     """The lab as processes of this machine."""
 
 
-def _choose(name: str) -> Service:
+def _choose(name: str) -> LocalService:
     known = {service.name: service for service in services(load())}
     if name not in known:
         sys.exit(f"There is no service {name!r}; there are: {', '.join(known)}.")

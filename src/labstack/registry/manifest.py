@@ -23,18 +23,18 @@ API_ADMIN_TOKEN=
 """
 
 
-class Section(BaseModel):
+class ManifestSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Readiness(Section):
+class Readiness(ManifestSection):
     """The status of the default model; `reason` says what is missing, and what to do."""
 
     status: Literal["ready", "no_production_model", "promotion_not_approved", "mlflow_unavailable"]
     reason: str
 
 
-class Coordinates(Section):
+class Coordinates(ManifestSection):
     """A production version: its origin, its metrics on held-out rows, and the verdicts of its gates."""
 
     name: str
@@ -46,7 +46,7 @@ class Coordinates(Section):
     gates: dict[str, str]
 
 
-class Service(Section):
+class ServiceAddress(ManifestSection):
     """A container: its name on the lab's network, its URL on this machine, and its endpoints."""
 
     container: str
@@ -55,12 +55,12 @@ class Service(Section):
     endpoints: dict[str, str]
 
 
-class Manifest(Section):
+class Manifest(ManifestSection):
     schema_version: Literal[1] = 1
     readiness: Readiness
     default_model: str
     models: tuple[Coordinates, ...]
-    services: dict[str, Service]
+    services: dict[str, ServiceAddress]
     training: dict[str, str]
     environment: str
 
@@ -129,7 +129,7 @@ def _coordinates(client: MlflowRest, record: Version) -> Coordinates:
     )
 
 
-def _services(settings: Settings) -> dict[str, Service]:
+def _services(settings: Settings) -> dict[str, ServiceAddress]:
     endpoints = {
         "predict": "POST /predict",
         "invocations": "POST /invocations",
@@ -140,10 +140,10 @@ def _services(settings: Settings) -> dict[str, Service]:
         "reload": "POST /admin/reload",
     }
     return {
-        "api": Service(
+        "api": ServiceAddress(
             container="api", url=without_credentials(settings.api_url), health="/health", endpoints=endpoints
         ),
-        "mlflow": Service(
+        "mlflow": ServiceAddress(
             container="server_mlflow",
             url=without_credentials(settings.mlflow_public_url),
             health="/health",

@@ -73,7 +73,7 @@ class FeedbackError(LabError):
 
 
 @dataclass(frozen=True)
-class Feedback:
+class FeedbackResult:
     """The numbers of outcomes that were new, replaced another, or were known; and the request ids not in the log."""
 
     recorded: int = 0
@@ -156,7 +156,7 @@ def recent(engine: Engine, model: str, limit: int) -> list[Prediction]:
         return list(session.scalars(query))
 
 
-def feed_back(engine: Engine, outcomes: Mapping[str, Sequence[Any]]) -> Feedback:
+def feed_back(engine: Engine, outcomes: Mapping[str, Sequence[Any]]) -> FeedbackResult:
     """Keep the true values of requests by their ids, one for each row, None where it is not known.
 
     The same values again change nothing; other values replace the former ones. A request id that was used more than
@@ -185,7 +185,7 @@ def feed_back(engine: Engine, outcomes: Mapping[str, Sequence[Any]]) -> Feedback
                 replaced += 1
                 session.merge(Outcome(**row))
         unknown = [request_id for request_id in outcomes if request_id not in predictions]
-        return Feedback(new, replaced, len(rows) - new - replaced, unknown)
+        return FeedbackResult(new, replaced, len(rows) - new - replaced, unknown)
 
 
 def live(engine: Engine, model: str, version: int, since: float = 0.0) -> LiveQuality:

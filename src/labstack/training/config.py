@@ -78,20 +78,20 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 )
 
 
-class Section(BaseModel):
+class PipelineSection(BaseModel):
     """A section of the file. Unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class Sql(Section):
+class Sql(PipelineSection):
     """Rows of a database that SQLAlchemy supports. `$NAME` in the URL stands for a variable of the environment."""
 
     url: str
     query: str
 
 
-class Data(Section):
+class Data(PipelineSection):
     """The source of the rows, the target column and the feature columns; by default all others are features."""
 
     dataset: str | None = None
@@ -131,7 +131,7 @@ class Data(Section):
         return str(self) if self.csv or self.parquet else str(self)[0].upper() + str(self)[1:]
 
 
-class Split(Section):
+class Split(PipelineSection):
     """The way rows are held out for evaluation.
 
     `stratified`, the default for classification, keeps the shares of the classes; `time` holds out the latest rows by a
@@ -150,7 +150,7 @@ class Split(Section):
         return self
 
 
-class Preprocessing(Section):
+class Preprocessing(PipelineSection):
     """Preparation of the features; a step that no column needs is skipped."""
 
     impute: Literal["median", "mean", "most_frequent", "none"] = "median"
@@ -158,7 +158,7 @@ class Preprocessing(Section):
     encode: Literal["one_hot", "ordinal"] = "one_hot"
 
 
-class Range(Section):
+class Range(PipelineSection):
     """Numbers from low to high, both included; integers when both are integers."""
 
     low: int | float = Field(allow_inf_nan=False)
@@ -181,7 +181,7 @@ Choices = Annotated[
 ]
 
 
-class Candidate(Section):
+class Candidate(PipelineSection):
     """An estimator of scikit-learn by its import path, with fixed parameters and parameters to search."""
 
     estimator: str
@@ -227,7 +227,7 @@ class Candidate(Section):
             raise ValueError(f"params: {error}") from error
 
 
-class Search(Section):
+class Search(PipelineSection):
     """The limits of the search for the best candidate and parameters, and its cross-validation."""
 
     trials: int = Field(20, ge=1, le=100_000)
@@ -237,7 +237,7 @@ class Search(Section):
     processes: int = Field(1, ge=1, le=64)
 
 
-class Expectation(Section):
+class Expectation(PipelineSection):
     """A rule for predictions of held-out rows when one feature changes and the others stay.
 
     `raise` adds `by` to a number, by default a tenth of its range; `swap` tries each other category. For a
@@ -270,7 +270,7 @@ class Expectation(Section):
         return f"{verb}, {output} must {self.must}"
 
 
-class Slice(Section):
+class Slice(PipelineSection):
     """A limit of a metric for each group of rows that share a value of a column: the worst value that passes."""
 
     column: str
@@ -279,7 +279,7 @@ class Slice(Section):
     min_rows: int = Field(20, ge=1)
 
 
-class Gates(Section):
+class Gates(PipelineSection):
     """The rules that a candidate must pass before it may become production."""
 
     thresholds: dict[str, float] = {}
@@ -291,7 +291,7 @@ class Gates(Section):
     allow_schema_change: bool = False
 
 
-class Pipeline(Section):
+class Pipeline(PipelineSection):
     """A pipeline file: the training, the gates and the promotion of a model."""
 
     model: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")

@@ -25,7 +25,7 @@ Target = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Predictions:
+class HeldOutPredictions:
     """Labels or numbers of rows; probabilities of shape (rows, classes) where the estimator gives them."""
 
     outputs: Target
@@ -33,11 +33,13 @@ class Predictions:
     probabilities: Matrix | None = None
 
 
-def predict(estimator: Any, rows: Any) -> Predictions:
+def predict(estimator: Any, rows: Any) -> HeldOutPredictions:
     """Return the predictions of a fitted estimator for rows in the form that it was fitted on."""
     classes = tuple(map(str, getattr(estimator, "classes_", ())))
     has_probabilities = classes and hasattr(estimator, "predict_proba")
-    return Predictions(estimator.predict(rows), classes, estimator.predict_proba(rows) if has_probabilities else None)
+    return HeldOutPredictions(
+        estimator.predict(rows), classes, estimator.predict_proba(rows) if has_probabilities else None
+    )
 
 
 def score(pipeline: Pipeline, estimator: Any, matrix: Matrix, target: Target) -> float:
@@ -45,13 +47,13 @@ def score(pipeline: Pipeline, estimator: Any, matrix: Matrix, target: Target) ->
     classes = tuple(map(str, getattr(estimator, "classes_", ())))
     if pipeline.metric in PROBABILITY_METRICS:
         probabilities = estimator.predict_proba(matrix)
-        predictions = Predictions(np.asarray(classes)[probabilities.argmax(axis=1)], classes, probabilities)
+        predictions = HeldOutPredictions(np.asarray(classes)[probabilities.argmax(axis=1)], classes, probabilities)
     else:
-        predictions = Predictions(estimator.predict(matrix), classes)
+        predictions = HeldOutPredictions(estimator.predict(matrix), classes)
     return Scorer(pipeline.task, target, predictions)(pipeline.metric)
 
 
-def agree(first: Predictions, second: Predictions | None) -> bool:
+def agree(first: HeldOutPredictions, second: HeldOutPredictions | None) -> bool:
     """Return whether two versions predict the same of the same rows, up to rounding."""
     if second is None or first.classes != second.classes or len(first.outputs) != len(second.outputs):
         return False
@@ -72,7 +74,7 @@ class Scorer:
     classes is the mean of each against the rest; `log_loss` is in nats.
     """
 
-    def __init__(self, task: str, target: Target, predicted: Predictions) -> None:
+    def __init__(self, task: str, target: Target, predicted: HeldOutPredictions) -> None:
         self.rows = len(target)
         self._regresses = task == "regression"
         if self._regresses:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from labstack.model.contract import Contract, Matrix
 from labstack.training.config import METRICS, Expectation, Pipeline, Slice
-from labstack.training.evaluate import Predictions, Scorer, groups_of, interval, predict, resamples
+from labstack.training.evaluate import HeldOutPredictions, Scorer, groups_of, interval, predict, resamples
 from labstack.training.onnx_export import TOLERANCE, runner
 from labstack.training.package import Package
 from labstack.training.search import SearchResult
@@ -45,7 +45,7 @@ class Production:
     number: int
     contract: Contract
     rows: Indices
-    predictions: Predictions | None
+    predictions: HeldOutPredictions | None
     why: str = ""
     doubt: str = ""
 
@@ -56,7 +56,7 @@ class JudgedCandidate:
 
     result: SearchResult
     package: Package
-    predictions: Predictions
+    predictions: HeldOutPredictions
     scorer: Scorer
     production: Production | None
     metrics: dict[str, float]
@@ -230,7 +230,7 @@ def _changed_values(rule: Expectation, table: TrainingTable, index: int, rows: M
     return [rows[:, index] + (rule.by or float(np.nanmax(values) - np.nanmin(values)) / 10)]
 
 
-def _observed(rule: Expectation, predictions: Predictions) -> npt.NDArray[Any]:
+def _observed(rule: Expectation, predictions: HeldOutPredictions) -> npt.NDArray[Any]:
     """Return what a rule looks at: the number, the probability of its class or, without a class, the label."""
     if rule.class_ is not None and predictions.probabilities is not None:
         return predictions.probabilities[:, predictions.classes.index(rule.class_)]

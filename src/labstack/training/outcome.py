@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """The version that a training registered, its metrics on the held-out rows, and the decision on it.
 
     `version` is None when none was registered, `run_id` when nothing was trained; `passed` says whether all gates were

@@ -15,7 +15,7 @@ from labstack.model import skops_file
 from labstack.model.contract import ONNX_FILE_NAME, Contract, Feature, Matrix, Onnx, Reference, Sample
 from labstack.training import estimator, onnx_export
 from labstack.training.config import Pipeline
-from labstack.training.evaluate import Predictions
+from labstack.training.evaluate import HeldOutPredictions
 from labstack.training.onnx_export import Export
 from labstack.training.table import FeatureColumn, TrainingTable
 
@@ -40,7 +40,7 @@ class Package:
 
 
 def pack(
-    pipeline: Pipeline, table: TrainingTable, core: SklearnPipeline, predictions: Predictions, folder: Path
+    pipeline: Pipeline, table: TrainingTable, core: SklearnPipeline, predictions: HeldOutPredictions, folder: Path
 ) -> Package:
     """Write the package of a fitted core and its predictions of the held-out rows to a folder.
 
@@ -80,7 +80,11 @@ def reference_of_names(values: Sequence[Any] | npt.NDArray[Any], names: Sequence
 
 
 def _contract(
-    pipeline: Pipeline, table: TrainingTable, core: SklearnPipeline, predictions: Predictions, onnx: Export | None
+    pipeline: Pipeline,
+    table: TrainingTable,
+    core: SklearnPipeline,
+    predictions: HeldOutPredictions,
+    onnx: Export | None,
 ) -> Contract:
     train = table.matrix[table.train]
     first_output = core.predict(train[:1])[0]

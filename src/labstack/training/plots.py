@@ -15,7 +15,7 @@ from sklearn.calibration import CalibrationDisplay
 
 from labstack.model.contract import Matrix
 from labstack.training.config import Pipeline
-from labstack.training.evaluate import Predictions, Target
+from labstack.training.evaluate import HeldOutPredictions, Target
 
 matplotlib.rcParams["text.parse_math"] = False  # a column's name may contain a $
 
@@ -25,7 +25,7 @@ SHOWN_CLASSES = 10
 def draw(
     pipeline: Pipeline,
     target: Target,
-    predictions: Predictions,
+    predictions: HeldOutPredictions,
     importance: dict[str, tuple[float, float]],
     curve: list[tuple[int, float, float]],
 ) -> dict[str, Figure]:
@@ -51,7 +51,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]
     return figure, figure.subplots(1, columns)
 
 
-def _confusion(target: Target, predictions: Predictions) -> Figure:
+def _confusion(target: Target, predictions: HeldOutPredictions) -> Figure:
     labels = np.unique(np.concatenate([target, predictions.outputs]).astype(str))
     size = min(4 + 0.4 * len(labels), 20)
     figure, axes = _figure(size + 1, size)
@@ -99,7 +99,7 @@ def _calibration(curves: list[Curve]) -> Figure:
     return figure
 
 
-def _predictions(target: Target, predictions: Predictions) -> Figure:
+def _predictions(target: Target, predictions: HeldOutPredictions) -> Figure:
     figure, (left, middle, right) = _figure(15, 5, 3)
     for axes, kind in ((left, "actual_vs_predicted"), (middle, "residual_vs_predicted")):
         metrics.PredictionErrorDisplay.from_predictions(

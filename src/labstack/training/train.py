@@ -28,7 +28,7 @@ from labstack.training import card, data, evaluate, fingerprint, gates, package,
 from labstack.training.config import Pipeline
 from labstack.training.estimator import make_core
 from labstack.training.gates import Gate, JudgedCandidate
-from labstack.training.outcome import Outcome
+from labstack.training.outcome import TrainingOutcome
 from labstack.training.promotion import TAG_CHARACTERS, TrainingError
 from labstack.training.search import SearchResult, search
 from labstack.training.table import TrainingTable
@@ -46,7 +46,7 @@ def train(
     register: bool = True,
     if_changed: bool = False,
     approve: Callable[[list[Gate]], bool] = lambda _: False,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train a version, register it, and promote it when it passes its gates and is approved.
 
     `register=False` only logs the run. `if_changed` skips a training when a version with the same rows, pipeline and
@@ -61,7 +61,7 @@ def train(
         if if_changed:
             passed = existing.tags.get(GATES_TAG) == PASSED
             reason = f"rows, pipeline and code are those of version {existing.number}"
-            return Outcome(pipeline.model, existing.number, None, {}, passed, False, reason)
+            return TrainingOutcome(pipeline.model, existing.number, None, {}, passed, False, reason)
     with (
         tracking.connect(client) as mlflow_client,
         tracking.run(mlflow_client, pipeline.model, {FINGERPRINT_TAG: digest}) as run_id,
@@ -71,7 +71,9 @@ def train(
         judged = _make(pipeline, client, mlflow_client, table, settings, folder, run_id)
         model_id = tracking.log(pipeline, mlflow_client, table, judged, settings.git_commit)
         version = _register(pipeline, mlflow_client, judged, model_id, run_id, digest) if register else None
-    outcome = Outcome(pipeline.model, version, run_id, judged.metrics, judged.passed, False, "tracked, not registered")
+    outcome = TrainingOutcome(
+        pipeline.model, version, run_id, judged.metrics, judged.passed, False, "tracked, not registered"
+    )
     if version is None:
         return outcome
     progress.step("registered", model=pipeline.model, version=version)
@@ -165,7 +167,7 @@ def _write_plots(
     pipeline: Pipeline,
     table: TrainingTable,
     core: Any,
-    predictions: evaluate.Predictions,
+    predictions: evaluate.HeldOutPredictions,
     importance: dict[str, tuple[float, float]],
     folder: Path,
 ) -> None:
@@ -189,7 +191,7 @@ def _fit(pipeline: Pipeline, table: TrainingTable, result: SearchResult) -> Any:
     return core
 
 
-def _score(pipeline: Pipeline, table: TrainingTable, core: Any) -> tuple[evaluate.Scorer, evaluate.Predictions]:
+def _score(pipeline: Pipeline, table: TrainingTable, core: Any) -> tuple[evaluate.Scorer, evaluate.HeldOutPredictions]:
     """Predict the held-out rows. Raises TrainingError, also when the pipeline's metric is not defined for them."""
     try:
         predictions = evaluate.predict(core, table.matrix[table.test])

@@ -49,7 +49,7 @@ def document(app: Flask, lineups: Mapping[str, Lineup], default: str, needs_toke
     paths: dict[str, Schema] = {}
     for rule, view, operation in described:
         for path, method, described_operation in _operations(rule, view, operation, keys, default):
-            if needs_token and operation.section.for_operators:
+            if needs_token and operation.group.for_operators:
                 described_operation["security"] = [{"operator": []}]
             paths.setdefault(path, {})[method] = described_operation
     return {
@@ -102,13 +102,13 @@ def _operation(
     described: Schema = {
         "operationId": ident,
         "summary": " ".join(summary.split()),
-        "tags": [operation.section.tag],
+        "tags": [operation.group.tag],
     }
     if description:
         described["description"] = " ".join(description.split())
     for name, schema in operation.query.items():
         parameters.append({"name": name, "in": "query", "required": False, "schema": schema})
-    if operation.section.takes_canary_key:
+    if operation.group.takes_canary_key:
         parameters.append({"name": "X-Canary-Key", "in": "header", "required": False, "schema": {"type": "string"}})
     if parameters:
         described["parameters"] = parameters
@@ -131,7 +131,7 @@ def _request_body(operation: Operation, key: str | None) -> Schema:
 def _responses(operation: Operation, key: str | None) -> Schema:
     content = {media_type: _content(media_type, _schema(operation.answer, key)) for media_type in operation.media_types}
     responses = {"200": {"description": "Success.", "content": content}}
-    for status in sorted({*operation.section.statuses, 405, 422}):
+    for status in sorted({*operation.group.statuses, 405, 422}):
         problem = {PROBLEM: {"schema": {"$ref": REFERENCE.format(model="Problem")}}}
         responses[str(status)] = {
             "description": "See detail.",

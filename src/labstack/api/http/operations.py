@@ -1,4 +1,4 @@
-"""The operation that each route declares: its section of the OpenAPI document, its query, body and answers.
+"""The operation that each route declares: its group in the OpenAPI document, its query, body and answers.
 
 Routes write it, with a decorator; the OpenAPI document and the check of query parameters read it.
 """
@@ -21,8 +21,8 @@ PAGES = ("console", "assets")  # blueprints for browsers, which the document lea
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of the document: its tag, and what its operations have in common.
+class OperationGroup:
+    """A group of operations: its tag, and what its operations have in common.
 
     `statuses` are those of their answers besides 200, 405 and 422.
     """
@@ -33,16 +33,16 @@ class Section:
     for_operators: bool = False
 
 
-PREDICT = Section("predict", (400, 404, 413, 415, 500, 503), takes_canary_key=True)
-MODELS = Section("model", (404, 503))
-READY = Section("ready", (404, 503))
-INFO = Section("info")
-OUTCOMES = Section("feedback", (400, 404, 409, 413, 415, 503))
-DRIFT = Section("drift", (404, 503))
-AUDIT = Section("audit", (503,))
-HOOK = Section("hook", (202, 403, 404))
-DATA = Section("data", (400, 403, 404, 413, 415, 429, 503), for_operators=True)
-OPERATORS = Section("operators", (400, 403, 404, 409, 413, 415, 429, 503), for_operators=True)
+PREDICT = OperationGroup("predict", (400, 404, 413, 415, 500, 503), takes_canary_key=True)
+MODELS = OperationGroup("model", (404, 503))
+READY = OperationGroup("ready", (404, 503))
+INFO = OperationGroup("info")
+OUTCOMES = OperationGroup("feedback", (400, 404, 409, 413, 415, 503))
+DRIFT = OperationGroup("drift", (404, 503))
+AUDIT = OperationGroup("audit", (503,))
+HOOK = OperationGroup("hook", (202, 403, 404))
+DATA = OperationGroup("data", (400, 403, 404, 413, 415, 429, 503), for_operators=True)
+OPERATORS = OperationGroup("operators", (400, 403, 404, 409, 413, 415, 429, 503), for_operators=True)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Operation:
     A schema given as text is the name of one of the schemas that each served model has, in http/model_schemas.py.
     """
 
-    section: Section
+    group: OperationGroup
     query: Mapping[str, Schema] = field(default_factory=dict)
     body: type[BaseModel] | Schema | str | None = None
     or_list: bool = False  # of such bodies
