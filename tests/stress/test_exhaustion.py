@@ -19,10 +19,10 @@ PREDICT %= len(BODY), BODY
 
 LIMITED = """
 import os, resource
-from labstack.api.server import config
+from labstack.api.server import config as gunicorn_conf
 from labstack.api.server.config import *
 def post_worker_init(worker):
-    config.post_worker_init(worker)
+    gunicorn_conf.post_worker_init(worker)
     used = len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, used + 20))
 """
