@@ -101,13 +101,19 @@ class Answer:
             self.json = None
 
 
-def ask(url: str, body: Any = None, method: str | None = None, headers: dict[str, str] | None = None) -> Answer:
+def ask(
+    url: str,
+    body: Any = None,
+    method: str | None = None,
+    headers: dict[str, str] | None = None,
+    timeout_seconds: float = 60,
+) -> Answer:
     """One HTTP request on a connection of its own; a body that is no bytes is sent as JSON."""
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     sent = {"Content-Type": "application/json"} if data is not None else {}
     request = urllib.request.Request(url, data, sent | (headers or {}), method=method)
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
             return Answer(answer.status, dict(answer.headers), answer.read().decode())
     except urllib.error.HTTPError as error:
         return Answer(error.code, dict(error.headers), error.read().decode())

@@ -34,8 +34,8 @@ def all_new(api: Process, old: set[int]) -> bool:
     return not now & old and len(now) == len(ask(f"{api.url}/admin/reload", b"", "POST").json.get("workers", []))
 
 
-def reload(api: Process) -> None:
-    answer = ask(f"{api.url}/admin/reload", b"", "POST")
+def reload(api: Process, timeout_seconds: float = 60) -> None:
+    answer = ask(f"{api.url}/admin/reload", b"", "POST", timeout_seconds=timeout_seconds)
     assert answer.status == 200, answer.text
 
 
@@ -136,13 +136,13 @@ def test_a_stop_answers_all_that_came(lab: Lab, versions: Versions, tmp_path: Pa
 def test_a_slow_registry_delays_no_request(lab: Lab, versions: Versions, tmp_path: Path) -> None:
     with Relay(lab.tracking_uri) as relay:
         settings: dict[str, Any] = {"mlflow_tracking_uri": relay.url, "follow_interval_seconds": 0.2}
-        settings["reload_timeout_seconds"] = 120  # a look at such a registry takes half a minute
+        settings["reload_timeout_seconds"] = 120  # a look that asks for each model of the lab takes half a minute
         with run_api(tmp_path, **settings) as api:
             with load(api, path=versions.path) as quick:
                 wait_until(lambda: len(api.lines("prediction")) > 2000, 60, "the load is on")
             relay.delay_seconds = 1.5
             with load(api, path=versions.path) as slow:
-                reload(api)
+                reload(api, timeout_seconds=150)
             relay.delay_seconds = 0.0
     assert_right(quick, versions)
     assert_right(slow, versions)
