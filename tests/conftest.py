@@ -34,6 +34,11 @@ from labstack.training.outcome import TrainingOutcome
 from labstack.training.train import train
 from tests.preloaded import Preloaded
 
+# the start of a configuration for gunicorn that changes some of the API's hooks; no setting is called gunicorn_conf
+API_CONFIGURATION = (
+    "from labstack.api.server import config as gunicorn_conf\nfrom labstack.api.server.config import *\n"
+)
+
 IRIS_ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
 
 

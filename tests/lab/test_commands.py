@@ -1,4 +1,4 @@
-"""Commands are waited for, and their failures are told by exit code and standard error."""
+"""Running commands: the wait for their end, and their failures as exit code and standard error."""
 
 import os
 import signal

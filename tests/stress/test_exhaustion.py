@@ -11,17 +11,15 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import IRIS_ROW, Lab, Process, ask, fill, run_api, small_disk, wait_until
+from tests.conftest import API_CONFIGURATION, IRIS_ROW, Lab, Process, ask, fill, run_api, small_disk, wait_until
 
 BODY = json.dumps(IRIS_ROW).encode()
 PREDICT = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 PREDICT %= len(BODY), BODY
 
-LIMITED = """
+LIMITED = f"""
 import os, resource
-from labstack.api.server import config as gunicorn_conf
-from labstack.api.server.config import *
-def post_worker_init(worker):
+{API_CONFIGURATION}def post_worker_init(worker):
     gunicorn_conf.post_worker_init(worker)
     used = len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, used + 20))

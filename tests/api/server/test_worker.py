@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import IRIS_ROW, Lab, Process, ask, free_port, run_api, start, wait_until
+from tests.conftest import API_CONFIGURATION, IRIS_ROW, Lab, Process, ask, free_port, run_api, start, wait_until
 
 BODY = json.dumps(IRIS_ROW).encode()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -157,9 +157,7 @@ def test_callers_that_disconnect_are_no_error(api: Process, lab: Lab, tmp_path: 
 
 def test_a_signal_that_comes_right_after_the_fork_is_not_lost(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "conf.py").write_text(
-        "import os, signal\n"
-        "from labstack.api.server import config as gunicorn_conf\n"
-        "from labstack.api.server.config import *\n"
+        f"import os, signal\n{API_CONFIGURATION}"
         "def post_fork(server, worker):\n"
         "    gunicorn_conf.post_fork(server, worker)\n"
         "    if worker.age == 1:\n"
@@ -240,8 +238,7 @@ def test_no_header_moves_a_request(connection: socket.socket, header: str) -> No
 
 def test_an_error_that_the_application_does_not_answer_is_a_problem(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "conf.py").write_text(
-        "from labstack.api.server import config as gunicorn_conf\n"
-        "from labstack.api.server.config import *\n"
+        f"{API_CONFIGURATION}"
         "def post_worker_init(worker):\n"
         "    gunicorn_conf.post_worker_init(worker)\n"
         "    lane = type(worker.wsgi.wsgi_app)\n"
